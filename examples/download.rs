@@ -1,0 +1,2 @@
+//! download
+fn main() {}

@@ -1,0 +1,2 @@
+//! frames
+fn main() {}

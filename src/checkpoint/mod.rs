@@ -1,0 +1,3 @@
+//! Checkpoints in Hugging Face layout.
+
+pub mod random;

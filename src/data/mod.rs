@@ -1,0 +1,3 @@
+//! Data on disk: the feature cache.
+
+pub mod feature_cache;

@@ -1,0 +1,3 @@
+//! Layers that are safe to train.
+
+mod conv1d;

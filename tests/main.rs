@@ -1,0 +1,16 @@
+//! The crate's one integration binary: a module per subject.
+#![allow(missing_docs)]
+
+mod clip;
+mod feature_cache;
+mod hub;
+mod nn;
+mod parsers;
+mod pipeline;
+mod qwen_generate;
+mod qwen_goldens;
+mod qwen_processor;
+mod sampler;
+mod select;
+mod video;
+mod video_formats;
