@@ -1,1 +1,37 @@
-//! device
+//! Where and in which precision models run.
+
+use candle_core::{DType, Device};
+
+use crate::error::{Error, Result};
+
+/// Parses `cpu` or `cuda[:N]`.
+///
+/// # Errors
+/// An unknown name, or a CUDA device that this build or machine does not have.
+pub fn device(name: &str) -> Result<Device> {
+    match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu", _) => Ok(Device::Cpu),
+        ("cuda", ordinal) => {
+            let ordinal = ordinal
+                .parse()
+                .map_err(|_| Error::Input(format!("device {name}: expected cuda:N with a number N")))?;
+            Device::new_cuda(ordinal).map_err(|e| Error::Input(format!("device {name} is not usable: {e}")))
+        }
+        _ => Err(Error::Input(format!("device {name}: expected cpu or cuda[:N]"))),
+    }
+}
+
+/// Parses `f32`, `bf16` or `f16`; `auto` is f32 on the CPU (half-precision products are far slower there) and bf16
+/// elsewhere.
+///
+/// # Errors
+/// An unknown name.
+pub fn dtype(name: &str, device: &Device) -> Result<DType> {
+    match name {
+        "auto" if device.is_cpu() => Ok(DType::F32),
+        "auto" | "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        "f32" => Ok(DType::F32),
+        _ => Err(Error::Input(format!("dtype {name}: expected auto, f32, bf16 or f16"))),
+    }
+}

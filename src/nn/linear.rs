@@ -1,0 +1,53 @@
+//! Affine map.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// `y = x w^T + b` on the last axis.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// From `weight` (out, in) and `bias` (out,).
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// Reads `weight` and `bias`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn load(d_in: usize, d_out: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self::new(vb.get((d_out, d_in), "weight")?, Some(vb.get(d_out, "bias")?)))
+    }
+
+    /// Reads `weight` alone.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn load_no_bias(d_in: usize, d_out: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self::new(vb.get((d_out, d_in), "weight")?, None))
+    }
+
+    /// `xs` (.., in) -> (.., out).
+    ///
+    /// # Errors
+    /// A last axis that is not `in`.
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let d_in = xs.dim(D::Minus1)?;
+        let rows = xs.reshape(((), d_in))?;
+        let ys = match &self.bias {
+            Some(bias) => crate::ops::linear::linear(&rows, &self.weight, bias)?,
+            None => rows.matmul(&self.weight.t()?)?,
+        };
+        if xs.rank() == 2 {
+            return Ok(ys);
+        }
+        let mut dims = xs.dims().to_vec();
+        dims[xs.rank() - 1] = self.weight.dim(0)?;
+        ys.reshape(dims)
+    }
+}

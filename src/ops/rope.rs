@@ -1,0 +1,89 @@
+//! Rotary position embedding in the "rotate half" form: `x * cos + rotate_half(x) * sin`.
+
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+
+use super::{f32_slice, fused, par_rows};
+
+/// Rotates `xs` (L, H, D) by the angles of each row: `cos` and `sin` (L, D / 2), of the dtype of `xs`.
+///
+/// # Errors
+/// Shapes that do not fit each other.
+pub fn rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (l, _, d) = xs.dims3()?;
+    if cos.dims() != [l, d / 2] || sin.dims() != cos.dims() || d % 2 != 0 {
+        candle_core::bail!(
+            "rope: x {:?}, cos {:?} and sin {:?} do not fit (expected (L, H, D) and (L, D / 2) twice)",
+            xs.dims(),
+            cos.dims(),
+            sin.dims()
+        )
+    }
+    if fused(xs) {
+        xs.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rope)
+    } else {
+        rope_composed(xs, cos, sin)
+    }
+}
+
+/// The composed twin of [`rope`].
+///
+/// # Errors
+/// As the tensor operations.
+pub fn rope_composed(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let half = xs.dim(D::Minus1)? / 2;
+    let (a, b) = (xs.narrow(D::Minus1, 0, half)?, xs.narrow(D::Minus1, half, half)?);
+    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
+    let left = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let right = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[left, right], D::Minus1)
+}
+
+/// The angles are data, not parameters: no gradient goes to them.
+struct Rope;
+
+impl CustomOp3 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        cos: &CpuStorage,
+        lc: &Layout,
+        sin: &CpuStorage,
+        ls: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (xs, cos, sin) =
+            (f32_slice("rope", x, lx)?, f32_slice("rope", cos, lc)?, f32_slice("rope", sin, ls)?);
+        let (_, heads, d) = lx.shape().dims3()?;
+        let (half, row) = (d / 2, heads * d);
+        let ys = par_rows(xs.len(), row, |first, ys| {
+            for (i, (y, x)) in ys.chunks_exact_mut(d).zip(xs[first..].chunks_exact(d)).enumerate() {
+                let at = (first / row + i / heads) * half;
+                let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+                let ((a, b), (left, right)) = (x.split_at(half), y.split_at_mut(half));
+                for j in 0..half {
+                    left[j] = a[j] * cos[j] - b[j] * sin[j];
+                    right[j] = b[j] * cos[j] + a[j] * sin[j];
+                }
+            }
+        });
+        Ok((CpuStorage::F32(ys), lx.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        if cos.track_op() || sin.track_op() {
+            candle_core::bail!("rope: the angles are not differentiable")
+        }
+        Ok((Some(rope(grad, cos, &sin.neg()?)?), None, None))
+    }
+}
