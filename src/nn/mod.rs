@@ -1,14 +1,19 @@
 //! Layers that are safe to train: every forward goes through an operation whose gradient is tested.
 
 mod conv1d;
+mod group_norm;
 mod linear;
 mod norm;
+mod upsample;
 
 use candle_core::{D, Result, Tensor};
 
 pub use crate::ops::pointwise::{quick_gelu, swiglu};
+pub use conv1d::Conv1d;
+pub use group_norm::GroupNorm;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
+pub use upsample::upsample1d;
 
 /// Softmax over the last axis; the fused form only where no gradient is needed.
 ///

@@ -1,0 +1,47 @@
+//! Sizes of the sampler network.
+
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// Sizes of [`super::UNet1d`]. The default has 2.1 M parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Channels per level, from full length down; each level has half the length of the one before.
+    pub channels: Vec<usize>,
+    /// Channels of the stem that reads each query's row.
+    pub stem: usize,
+    /// Groups of every normalisation; divides each entry of `channels`.
+    pub groups: usize,
+    /// Kernel of the convolutions along time, odd.
+    pub kernel: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { channels: vec![64, 96, 128, 192, 256], stem: 32, groups: 8, kernel: 3 }
+    }
+}
+
+impl Config {
+    /// Whether a network can be built: 1 to 8 levels of 1 to 1024 channels, groups that divide them, an odd kernel up to 31.
+    ///
+    /// # Errors
+    /// Names the field, its value and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        let Self { channels, stem, groups, kernel } = self;
+        if !(1..=8).contains(&channels.len()) || channels.iter().any(|c| !(1..=1024).contains(c)) {
+            bail!("sampler config: channels must be 1 to 8 numbers from 1 to 1024, got {channels:?}")
+        }
+        if !(1..=1024).contains(stem) {
+            bail!("sampler config: stem must be from 1 to 1024, got {stem}")
+        }
+        if *groups == 0 || channels.iter().any(|c| !c.is_multiple_of(*groups)) {
+            bail!("sampler config: groups must divide every entry of channels {channels:?}, got {groups}")
+        }
+        if !(1..=31).contains(kernel) || kernel.is_multiple_of(2) {
+            bail!("sampler config: kernel must be odd and at most 31, got {kernel}")
+        }
+        Ok(())
+    }
+}
