@@ -121,8 +121,20 @@ pub fn resolve(
             let warnings = monitor::watch(on_progress, |monitor| verifier::check_folder(&folder, monitor))?;
             Ok(Resolved { folder, repo: None, commit: None, files: Vec::new(), warnings })
         }
-        Source::Repo(repo) => monitor::watch(on_progress, |monitor| snapshot::obtain(hub, &repo, monitor)),
+        Source::Repo(repo) => resolve_repo(hub, &repo, on_progress),
     }
+}
+
+/// [`resolve`] for a repository of which the caller chooses the files.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_repo(
+    hub: &Hub,
+    repo: &Repo,
+    on_progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<Resolved> {
+    monitor::watch(on_progress, |monitor| snapshot::obtain(hub, repo, monitor))
 }
 
 impl Hub {
