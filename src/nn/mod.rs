@@ -2,6 +2,7 @@
 
 mod conv1d;
 mod group_norm;
+pub mod kv_cache;
 mod linear;
 mod norm;
 mod upsample;

@@ -2,6 +2,7 @@
 //! that it is tested against. A fused form is taken for f32 on the CPU; everything else goes the composed way.
 
 pub mod attention;
+pub mod attention_cached;
 mod attention_kernel;
 pub mod linear;
 pub mod norm;

@@ -1,5 +1,154 @@
 //! Qwen2.5-VL: the multimodal language model that asks and answers.
+//!
+//! Follows transformers 4.51.3 (`models/qwen2_5_vl`): old and new tensor prefixes, both position rules. Sequences are
+//! packed, never padded.
 
 pub mod config;
+pub mod generate;
 pub mod mrope;
 pub mod processor;
+pub mod sampling;
+pub mod text;
+pub mod vision;
+pub mod window;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use config::Config;
+use mrope::{Media, PositionRule, Positions, positions};
+use text::{Context, TextModel};
+use vision::VisionTower;
+
+use crate::ops::attention::Segments;
+
+/// Vision tower and text model.
+pub struct Qwen2_5Vl {
+    /// The checkpoint's configuration.
+    pub config: Config,
+    /// How positions continue after an image or a video.
+    pub position_rule: PositionRule,
+    vision: VisionTower,
+    text: TextModel,
+}
+
+/// A tokenised prompt: ids with one placeholder per visual token, the media behind them, and their features.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// Images and videos in the order of their placeholders.
+    pub media: Vec<Media>,
+    /// Features (n, hidden) of each of `media`.
+    pub features: Vec<Tensor>,
+}
+
+impl Prompt {
+    /// A prompt without images or videos.
+    pub fn text(input_ids: Vec<u32>) -> Self {
+        Self { input_ids, media: vec![], features: vec![] }
+    }
+}
+
+impl Qwen2_5Vl {
+    /// Reads a folder in Hugging Face layout.
+    ///
+    /// # Errors
+    /// Names the file and the tensor: missing, of another shape, not finite, or not part of the model.
+    pub fn load(dir: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Self> {
+        let dir = dir.as_ref();
+        let config = Config::load(dir)?;
+        let checkpoint = Checkpoint::open_renamed(dir, old_name)?;
+        let model = Self::new(&config, checkpoint.var_builder(dtype, device)).map_err(|e| Error::checkpoint(dir, e))?;
+        // A tied checkpoint may still carry the copy of the table that some exporters write.
+        checkpoint.finish(if config.text.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
+        Ok(model)
+    }
+
+    /// Builds the model from tensors under their published names.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn new(config: &Config, vb: VarBuilder) -> candle_core::Result<Self> {
+        Ok(Self {
+            config: config.clone(),
+            position_rule: PositionRule::default(),
+            vision: VisionTower::new(&config.vision, vb.pp("visual"))?,
+            text: TextModel::new(&config.text, vb)?,
+        })
+    }
+
+    /// Patch rows (N, patch width) of grids `[t, h, w]` -> features (N / merge^2, hidden).
+    ///
+    /// # Errors
+    /// Rows that do not fit the grids.
+    pub fn vision(&self, pixels: &Tensor, grids: &[[usize; 3]]) -> candle_core::Result<Tensor> {
+        self.vision.forward(pixels, grids)
+    }
+
+    /// The text model.
+    pub fn text(&self) -> &TextModel {
+        &self.text
+    }
+
+    /// Position ids (t, h, w) of a prompt.
+    ///
+    /// # Errors
+    /// Placeholders that do not fit the media.
+    pub fn positions(&self, prompt: &Prompt) -> Result<Positions> {
+        positions(&prompt.input_ids, &prompt.media, &self.config, self.position_rule)
+    }
+
+    /// Embeddings (L, hidden) of a prompt, features in the place of the placeholders.
+    ///
+    /// # Errors
+    /// Placeholders and feature rows that do not match in number.
+    pub fn embed(&self, prompt: &Prompt) -> candle_core::Result<Tensor> {
+        let embeds = self.text.embed(&prompt.input_ids)?;
+        let is_pad = |id: &u32| *id == self.config.image_token_id || *id == self.config.video_token_id;
+        let pads = prompt.input_ids.iter().filter(|id| is_pad(id)).count();
+        let rows: usize = prompt.features.iter().map(|f| f.dim(0)).sum::<candle_core::Result<usize>>()?;
+        if pads != rows {
+            candle_core::bail!("prompt: {pads} visual placeholder tokens, but {rows} visual features")
+        }
+        if pads == 0 {
+            return Ok(embeds);
+        }
+        let features = Tensor::cat(&prompt.features, 0)?.to_device(embeds.device())?.to_dtype(embeds.dtype())?;
+        let (mut parts, mut at, mut used) = (vec![], 0, 0);
+        for run in prompt.input_ids.chunk_by(|a, b| is_pad(a) == is_pad(b)) {
+            if is_pad(&run[0]) {
+                parts.push(features.narrow(0, used, run.len())?);
+                used += run.len();
+            } else {
+                parts.push(embeds.narrow(0, at, run.len())?);
+            }
+            at += run.len();
+        }
+        Tensor::cat(&parts, 0)
+    }
+
+    /// Logits (L, V) of every token of a prompt, in f32; differentiable.
+    ///
+    /// # Errors
+    /// As [`Self::positions`] and [`Self::embed`].
+    pub fn forward(&self, prompt: &Prompt) -> Result<Tensor> {
+        let positions = self.positions(prompt)?;
+        let segments = Segments::new(&[prompt.input_ids.len()]);
+        let hidden = self.text.hidden(&self.embed(prompt)?, &positions.ids, Context::Packed(&segments))?;
+        Ok(self.text.logits(&hidden)?)
+    }
+}
+
+/// The published name of a tensor that transformers 4.52 or later wrote.
+fn old_name(name: &str) -> String {
+    match (name.strip_prefix("model.language_model."), name.strip_prefix("model.visual.")) {
+        (Some(rest), _) => format!("model.{rest}"),
+        (_, Some(rest)) => format!("visual.{rest}"),
+        _ => name.to_owned(),
+    }
+}
