@@ -1,6 +1,12 @@
 //! Byte-level BPE vocabularies: the 256 bytes, and merges that spell a list of common words.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
+
+use super::write_json;
+use crate::Result;
+use crate::checkpoint::write_file;
 
 /// Words that get a token of their own; a leading blank is part of the word where the tokenizer keeps blanks.
 const WORDS: &str = "the of to and a in is it you that he was for on are with as his they be at one have this from or \
@@ -64,11 +70,27 @@ impl Vocabulary {
         }
     }
 
-    /// The `vocab` and `merges` of a tokenizer file.
+    /// Writes `vocab.json` and `merges.txt`, from which transformers builds its Python tokenizers. `marks` are tokens
+    /// that belong to the vocabulary itself.
+    pub fn write(&self, dir: &Path, marks: &[&str]) -> Result<()> {
+        let mut vocab = self.ids();
+        vocab.extend(marks.iter().zip(self.tokens.len()..).map(|(mark, id)| ((*mark).to_owned(), json!(id))));
+        write_json(dir, "vocab.json", &Value::Object(vocab))?;
+        let merges = format!("#version: 0.2\n{}\n", self.merge_lines().join("\n"));
+        write_file(&dir.join("merges.txt"), merges.as_bytes())
+    }
+
+    fn ids(&self) -> Map<String, Value> {
+        self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect()
+    }
+
+    fn merge_lines(&self) -> Vec<String> {
+        self.merges.iter().map(|[left, right]| format!("{left} {right}")).collect()
+    }
+
+    /// The `model` of a `tokenizer.json`.
     pub fn model(&self, settings: Value) -> Value {
-        let vocab: Map<String, Value> =
-            self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
-        let merges: Vec<String> = self.merges.iter().map(|[left, right]| format!("{left} {right}")).collect();
+        let (vocab, merges) = (self.ids(), self.merge_lines());
         let mut model = json!({ "type": "BPE", "dropout": null, "fuse_unk": false, "byte_fallback": false });
         if let (Some(model), Value::Object(settings)) = (model.as_object_mut(), settings) {
             model.extend(settings);

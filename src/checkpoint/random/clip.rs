@@ -69,6 +69,7 @@ pub fn clip(dir: impl AsRef<Path>, spec: &ClipSpec, seed: u64) -> Result<()> {
     create(dir)?;
     let vocabulary = Vocabulary::with_word_ends();
     weights(spec, vocabulary.tokens.len() + 2, seed)?.write(dir, 1)?;
+    vocabulary.write(dir, &[START, END])?;
     write_json(dir, "tokenizer.json", &tokenizer(&vocabulary))?;
     let tokenizer_config = json!({
         "add_prefix_space": false,

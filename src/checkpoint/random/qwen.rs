@@ -107,6 +107,7 @@ pub fn qwen2_5_vl(dir: impl AsRef<Path>, spec: &QwenSpec, seed: u64) -> Result<(
     let vocab_size = (base + SPECIALS.len() + 1).next_multiple_of(16);
     let id = |token: &str| SPECIALS.iter().position(|t| *t == token).map_or(0, |place| base + place);
     weights(spec, vocab_size, seed)?.write(dir, spec.shards)?;
+    vocabulary.write(dir, &[])?;
     write_json(dir, "tokenizer.json", &tokenizer(&vocabulary))?;
     write_json(dir, "tokenizer_config.json", &tokenizer_config(spec, base))?;
     write_json(dir, "preprocessor_config.json", &preprocessor(spec))?;
