@@ -12,5 +12,6 @@ mod qwen_goldens;
 mod qwen_processor;
 mod sampler;
 mod select;
+mod text;
 mod video;
 mod video_formats;

@@ -12,7 +12,7 @@ use super::message::Message;
 use crate::{Error, Result};
 
 /// Our own writing of the prompt that Qwen2.5-VL was trained on.
-const QWEN2_5_VL: &str = include_str!("qwen2_5_vl.jinja");
+pub(crate) const QWEN2_5_VL: &str = include_str!("qwen2_5_vl.jinja");
 
 /// Where to take a chat template from. There is no fallback from one to another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
