@@ -1,1 +1,244 @@
-//! pipeline
+//! The flow of the crate as one function: [`Pipeline::answer_observed`].
+//!
+//! ```text
+//! video -> frames -> previews -> queries -> similarity -> sampling weights -> key frames -> answer
+//! ```
+//!
+//! The four steps are those of MSJoE (arXiv 2602.22932, section 3): the model looks at K / 2 previews and writes visual
+//! queries; CLIP compares them with every second of the video; the U-Net turns the similarities into weights, from which
+//! K key frames are drawn; the model answers from the key frames alone, the previews are hidden from that turn.
+
+mod load;
+mod options;
+mod outcome;
+mod watch;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+pub use load::Weights;
+pub use options::{FrameTiming, Options, QuerySource, ShowKeyFrames};
+pub use outcome::{Event, KeyFrame, Observer, Outcome, Step, StepReport};
+
+use crate::data::feature_cache::FeatureCache;
+use crate::error::{Error, Result};
+use crate::models::clip::Clip;
+use crate::models::language::{Reply, Show, Turn, VideoLanguageModel};
+use crate::models::qwen2_5_vl::mrope::Timing;
+use crate::models::unet1d::UNet1d;
+use crate::select::{Scores, Selection, Strategy, select};
+use crate::similarity::similarity;
+use crate::text::{Queries, Question, answer, query};
+use crate::video::Video;
+use watch::{Candidates, Watched};
+
+/// The models, loaded once and used for any number of questions.
+pub struct Pipeline {
+    /// Writes the queries and answers.
+    pub model: Box<dyn VideoLanguageModel>,
+    /// Compares queries with frames; not needed for [`Strategy::Uniform`].
+    pub clip: Option<Clip>,
+    /// Turns similarities into weights; needed for [`Strategy::Msjoe`] alone.
+    pub sampler: Option<UNet1d>,
+    /// Where features of known videos are kept; `None` computes them every time.
+    pub cache: Option<FeatureCache>,
+    /// What a caller should know about how the models were loaded; repeated in every outcome.
+    pub warnings: Vec<String>,
+}
+
+/// The frames chosen for a question, and what they were chosen by.
+struct Choice {
+    queries: Option<Queries>,
+    query_reply: Option<Reply>,
+    /// (Q, T)
+    similarity: Vec<Vec<f32>>,
+    selection: Selection,
+}
+
+impl Pipeline {
+    /// Answers a question about a video.
+    ///
+    /// # Errors
+    /// What cannot be done is refused before work starts: options out of range, a video that cannot be read, more key
+    /// frames than candidates, a prompt longer than the model's context.
+    pub fn answer(&self, video: impl AsRef<Path>, question: &Question, options: &Options) -> Result<Outcome> {
+        self.answer_observed(video, question, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`Self::answer`] that reports progress and text as it comes; `Break` from the observer ends the call with
+    /// [`Error::Interrupted`].
+    ///
+    /// # Errors
+    /// As [`Self::answer`].
+    pub fn answer_observed(
+        &self,
+        video: impl AsRef<Path>,
+        question: &Question,
+        options: &Options,
+        observe: Observer,
+    ) -> Result<Outcome> {
+        let mut outcome = self.choose(video.as_ref(), question, options, observe)?;
+        let frames = std::mem::take(&mut outcome.images);
+        let start = Instant::now();
+        let reply = self.answer_turn(question, &frames, &outcome, options, observe)?;
+        outcome.steps.push(StepReport::of_reply(Step::Answer, start, &reply));
+        outcome.answer = Some(answer::parse(&reply.text, question));
+        outcome.reply = Some(reply);
+        outcome.images = frames;
+        Ok(outcome)
+    }
+
+    /// The key frames of a question without the answer: the first three steps.
+    ///
+    /// # Errors
+    /// As [`Self::answer`].
+    pub fn choose(
+        &self,
+        path: &Path,
+        question: &Question,
+        options: &Options,
+        observe: Observer,
+    ) -> Result<Outcome> {
+        options.validate()?;
+        self.check_models(options)?;
+        let video = Video::open(path)?;
+        let candidates = Candidates::new(&video, options, self.model.as_ref())?;
+        let mut steps = vec![];
+
+        let start = Instant::now();
+        let watched = self.watch(&video, &candidates, options, observe)?;
+        steps.push(StepReport::of(Step::Watch, start));
+        let choice = self.choose_frames(&watched, &candidates, question, options, &mut steps, observe)?;
+
+        let start = Instant::now();
+        let key_frames = outcome::key_frames(&choice.selection, &watched.seconds);
+        let images = self.fetch(&video, &candidates, watched.kept, &key_frames, options, observe)?;
+        steps.push(StepReport::of(Step::Fetch, start));
+
+        let mut warnings = self.warnings.clone();
+        warnings.extend(watched.warnings);
+        Ok(Outcome {
+            answer: None,
+            reply: None,
+            queries: choice.queries,
+            query_reply: choice.query_reply,
+            key_frames,
+            images,
+            candidates: watched.seconds,
+            similarity: choice.similarity,
+            weights: choice.selection.weights,
+            log_prob: choice.selection.log_prob,
+            features_cached: watched.cached,
+            duration: video.info.duration,
+            steps,
+            warnings,
+        })
+    }
+
+    /// Steps 1 to 3: queries, similarity, draw.
+    fn choose_frames(
+        &self,
+        watched: &Watched,
+        candidates: &Candidates,
+        question: &Question,
+        options: &Options,
+        steps: &mut Vec<StepReport>,
+        observe: Observer,
+    ) -> Result<Choice> {
+        let mut scores = Scores { frames: watched.seconds.len(), ..Scores::default() };
+        let (mut queries, mut query_reply) = (None, None);
+        if let (Some(clip), Some(features)) = (&self.clip, &watched.features) {
+            let start = Instant::now();
+            let (asked, reply) = self.ask(watched, candidates, question, options, observe)?;
+            if let Some(reply) = &reply {
+                steps.push(StepReport::of_reply(Step::Ask, start, reply));
+            }
+
+            let start = Instant::now();
+            let matrix = similarity(&clip.encode_texts(&asked.queries)?, &features.embeds)?;
+            scores.similarity = Some(matrix.to_vec2()?);
+            steps.push(StepReport::of(Step::Compare, start));
+            (queries, query_reply) = (Some(asked), reply);
+
+            if let (Strategy::Msjoe, Some(sampler)) = (options.strategy, &self.sampler) {
+                scores.logits = Some(sampler.forward(&matrix)?.to_vec1()?);
+            }
+        }
+        let start = Instant::now();
+        // A truncated file may hold fewer frames than its index promised.
+        let k = options.key_frames.min(scores.frames);
+        let selection = select(options.strategy, &scores, k, options.draw)?;
+        steps.push(StepReport::of(Step::Sample, start));
+        Ok(Choice { queries, query_reply, similarity: scores.similarity.unwrap_or_default(), selection })
+    }
+
+    /// Step 1: what should be looked for?
+    fn ask(
+        &self,
+        watched: &Watched,
+        candidates: &Candidates,
+        question: &Question,
+        options: &Options,
+        observe: Observer,
+    ) -> Result<(Queries, Option<Reply>)> {
+        if options.queries == QuerySource::Question {
+            return Ok((Queries::of_question(question), None));
+        }
+        let text = query::prompt(question, watched.previews.len(), candidates.duration, options.max_queries);
+        let show = if watched.previews.is_empty() { Show::Nothing } else { Show::Images(&watched.previews) };
+        let turn = Turn {
+            show,
+            text: &text,
+            max_new_tokens: options.query_tokens,
+            sampling: options.sampling.clone().unwrap_or_else(|| self.model.sampling()),
+        };
+        let reply = self.model.reply(&turn, &mut |piece| observe(Event::Text { step: Step::Ask, piece }))?;
+        Ok((query::parse(&reply.text, question, options.max_queries), Some(reply)))
+    }
+
+    /// Step 4: the answer, from the key frames alone.
+    fn answer_turn(
+        &self,
+        question: &Question,
+        frames: &[image::RgbImage],
+        chosen: &Outcome,
+        options: &Options,
+        observe: Observer,
+    ) -> Result<Reply> {
+        let show = match options.show {
+            ShowKeyFrames::Images => Show::Images(frames),
+            ShowKeyFrames::Video => Show::Video { frames, timing: timing(chosen, options.timing) },
+        };
+        let turn = Turn {
+            show,
+            text: &answer::prompt(question),
+            max_new_tokens: options.answer_tokens,
+            sampling: options.sampling.clone().unwrap_or_else(|| self.model.sampling()),
+        };
+        self.model.reply(&turn, &mut |piece| observe(Event::Text { step: Step::Answer, piece }))
+    }
+
+    fn check_models(&self, options: &Options) -> Result<()> {
+        let missing = match options.strategy {
+            Strategy::Uniform => return Ok(()),
+            _ if self.clip.is_none() => "CLIP weights",
+            Strategy::Msjoe if self.sampler.is_none() => "a sampler",
+            _ => return Ok(()),
+        };
+        Err(Error::Input(format!(
+            "strategy {}: needs {missing}, which this pipeline was loaded without",
+            options.strategy
+        )))
+    }
+}
+
+/// When the temporal slices (pairs of key frames) are shown.
+fn timing(chosen: &Outcome, timing: FrameTiming) -> Timing {
+    match timing {
+        FrameTiming::Uniform => {
+            Timing::Uniform((2.0 * chosen.duration / chosen.key_frames.len().max(1) as f64) as f32)
+        }
+        FrameTiming::Exact => Timing::Slices(chosen.key_frames.iter().step_by(2).map(|f| f.seconds).collect()),
+    }
+}

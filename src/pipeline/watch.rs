@@ -1,0 +1,217 @@
+//! The decoding passes: candidates for CLIP, previews and key frames for the model.
+
+use image::RgbImage;
+
+use super::{Event, KeyFrame, Observer, Options, Pipeline, ShowKeyFrames, Step};
+use crate::data::feature_cache::{Entry, Features, Key};
+use crate::error::{Error, Result};
+use crate::models::clip::Clip;
+use crate::models::language::VideoLanguageModel;
+use crate::models::qwen2_5_vl::processor::{Budget, Size};
+use crate::select::{Strategy, uniform};
+use crate::video::{Fit, Request, Times, Video};
+
+/// The candidate frames of a video and the sizes they are needed in, known before anything is decoded.
+pub(super) struct Candidates {
+    /// Presentation times, by the packet index.
+    pub seconds: Vec<f64>,
+    /// Length of the video in seconds.
+    pub duration: f64,
+    /// Candidates to preview, ascending.
+    pub previews: Vec<usize>,
+    preview_size: Size,
+    key_size: Size,
+    /// Whether all candidates fit into the memory set aside for them.
+    keep: bool,
+}
+
+/// What the first pass brought.
+pub(super) struct Watched {
+    /// Presentation times of the candidates that were decoded.
+    pub seconds: Vec<f64>,
+    pub previews: Vec<RgbImage>,
+    pub features: Option<Features>,
+    /// All candidates at the key frames' size, where they were kept.
+    pub kept: Option<Vec<RgbImage>>,
+    pub cached: bool,
+    pub warnings: Vec<String>,
+}
+
+impl Candidates {
+    pub fn new(video: &Video, options: &Options, model: &dyn VideoLanguageModel) -> Result<Self> {
+        let (t, k) = {
+            let seconds = video.sample_times(&Times::Fps(options.fps))?;
+            (seconds, options.key_frames)
+        };
+        if k > t.len() {
+            return Err(Error::Input(format!(
+                "key frames: {k} were asked for, but {} has {} candidate frames at {} fps; ask for fewer or raise the rate",
+                video.path.display(),
+                t.len(),
+                options.fps
+            )));
+        }
+        let (width, height) = (video.info.width, video.info.height);
+        let frames = match options.show {
+            ShowKeyFrames::Video => k,
+            // An image is a slice of its own.
+            ShowKeyFrames::Images => 2 * k,
+        };
+        let key_size = model.plan(width, height, &Budget::Total { frames, tokens: options.key_frame_tokens })?;
+        let preview_size = model.plan(width, height, &Budget::Slice { tokens: options.preview_tokens })?;
+        let bytes = t.len().saturating_mul(key_size.width as usize * key_size.height as usize * 3);
+        Ok(Self {
+            previews: uniform(t.len(), options.preview_count()),
+            duration: video.info.duration,
+            seconds: t,
+            preview_size,
+            key_size,
+            keep: bytes <= options.frame_memory,
+        })
+    }
+}
+
+fn exact(size: Size) -> Fit {
+    Fit::Exact { width: size.width, height: size.height }
+}
+
+impl Pipeline {
+    /// Previews and CLIP features: one pass over the video, or the cache and a few seeks.
+    pub(super) fn watch(
+        &self,
+        video: &Video,
+        candidates: &Candidates,
+        options: &Options,
+        observe: Observer,
+    ) -> Result<Watched> {
+        let clip = match (&self.clip, options.strategy) {
+            (Some(clip), strategy) if strategy != Strategy::Uniform => clip,
+            _ => return Ok(Watched::without_features(candidates)),
+        };
+        let mut warnings: Vec<String> = video.warning().map(str::to_owned).into_iter().collect();
+        let Some(cache) = &self.cache else {
+            return self.first_pass(clip, video, candidates, options, warnings, observe);
+        };
+        let key = Key {
+            video: video.content_hash()?,
+            model: clip.revision().to_owned(),
+            fps: options.fps,
+            preprocessing: clip.processor().description().to_owned(),
+        };
+        match cache.get(&key)? {
+            Entry::Hit(features) => {
+                let times = candidates.previews.iter().filter_map(|&i| features.seconds.get(i).copied());
+                let times: Vec<f64> = times.collect();
+                let previews = frames_at(video, times, candidates.preview_size, (options, Step::Watch), observe)?;
+                let seconds = features.seconds.clone();
+                return Ok(Watched { seconds, previews, features: Some(features), kept: None, cached: true, warnings });
+            }
+            Entry::Miss => {}
+            Entry::Damaged { path, cause } => {
+                warnings.push(format!("{}: damaged feature cache entry, computed again: {cause}", path.display()));
+            }
+        }
+        let mut watched = self.first_pass(clip, video, candidates, options, warnings, observe)?;
+        if let Some(Err(error)) = watched.features.as_ref().map(|features| cache.put(&key, features)) {
+            watched.warnings.push(format!("features were not cached: {error}"));
+        }
+        Ok(watched)
+    }
+
+    /// Every candidate is decoded once and delivered in all sizes that may be needed.
+    fn first_pass(
+        &self,
+        clip: &Clip,
+        video: &Video,
+        candidates: &Candidates,
+        options: &Options,
+        mut warnings: Vec<String>,
+        observe: Observer,
+    ) -> Result<Watched> {
+        let mut fits = vec![Fit::ShortEdgeCrop(clip.image_size())];
+        let with_previews = !candidates.previews.is_empty();
+        if with_previews {
+            fits.push(exact(candidates.preview_size));
+        }
+        if candidates.keep {
+            fits.push(exact(candidates.key_size));
+        }
+        let mut samples =
+            video.samples(&Request { times: Times::Fps(options.fps), fits, threads: options.threads })?;
+        let (mut stream, mut previews, mut kept, mut seconds) = (clip.stream(), vec![], vec![], vec![]);
+        let total = candidates.seconds.len();
+        for sample in samples.by_ref() {
+            let sample = sample?;
+            let mut images = sample.images.into_iter();
+            if let Some(image) = images.next() {
+                stream.push(image)?;
+            }
+            if with_previews {
+                let preview = images.next();
+                previews.extend(preview.filter(|_| candidates.previews.binary_search(&sample.index).is_ok()));
+            }
+            kept.extend(images.next());
+            seconds.push(sample.seconds);
+            step(observe, Step::Watch, seconds.len(), total)?;
+        }
+        warnings.extend(samples.warning().map(str::to_owned));
+        warnings.dedup();
+        let features = Features { embeds: stream.finish()?, seconds: seconds.clone() };
+        let kept = candidates.keep.then_some(kept);
+        Ok(Watched { seconds, previews, features: Some(features), kept, cached: false, warnings })
+    }
+
+    /// The key frames at the model's size: from the first pass where they were kept, else by seeking.
+    pub(super) fn fetch(
+        &self,
+        video: &Video,
+        candidates: &Candidates,
+        kept: Option<Vec<RgbImage>>,
+        key_frames: &[KeyFrame],
+        options: &Options,
+        observe: Observer,
+    ) -> Result<Vec<RgbImage>> {
+        if let Some(kept) = kept {
+            let mut frames: Vec<Option<RgbImage>> = kept.into_iter().map(Some).collect();
+            return Ok(key_frames.iter().filter_map(|f| frames.get_mut(f.index)?.take()).collect());
+        }
+        let times = key_frames.iter().map(|f| f.seconds).collect();
+        frames_at(video, times, candidates.key_size, (options, Step::Fetch), observe)
+    }
+}
+
+impl Watched {
+    fn without_features(candidates: &Candidates) -> Self {
+        let seconds = candidates.seconds.clone();
+        Self { seconds, previews: vec![], features: None, kept: None, cached: false, warnings: vec![] }
+    }
+}
+
+/// The frames on display at `times`, in one size.
+fn frames_at(
+    video: &Video,
+    times: Vec<f64>,
+    size: Size,
+    (options, name): (&Options, Step),
+    observe: Observer,
+) -> Result<Vec<RgbImage>> {
+    if times.is_empty() {
+        return Ok(vec![]);
+    }
+    let total = times.len();
+    let request = Request { times: Times::Seconds(times), fits: vec![exact(size)], threads: options.threads };
+    let mut images = Vec::with_capacity(total);
+    for sample in video.samples(&request)? {
+        images.extend(sample?.images);
+        step(observe, name, images.len(), total)?;
+    }
+    if images.len() != total {
+        let cause = format!("{} of {total} frames could be decoded; the file is damaged there", images.len());
+        return Err(Error::video(&video.path, cause));
+    }
+    Ok(images)
+}
+
+fn step(observe: Observer, step: Step, done: usize, total: usize) -> Result<()> {
+    if observe(Event::Progress { step, done, total }).is_break() { Err(Error::Interrupted) } else { Ok(()) }
+}
