@@ -1,2 +1,149 @@
-//! frames
-fn main() {}
+//! Frames of a video at a fixed rate, described in a few numbers each.
+//!
+//! ```text
+//! $ cargo run --release --example frames -- --video holiday.mp4 --fps 0.5
+//! index  seconds     size       mean RGB
+//!     0    0.000   320x180   13.0  13.6  14.4
+//!     1    2.000   320x180   98.3 100.1 103.0
+//! ```
+//!
+//! With `--json`, an array of `{index, seconds, width, height, mean_rgb, thumb}` where `thumb` is the frame's luma
+//! averaged over an 8x8 grid of equal areas, row by row.
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use image::RgbImage;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use msjoe::video::{Fit, Request, Times, Video};
+use serde_json::json;
+
+/// Prints the frames on display at 0, 1/F, 2/F, ... seconds.
+#[derive(Parser)]
+struct Args {
+    /// Video file, or folder of images (one second each)
+    #[arg(long)]
+    video: PathBuf,
+    /// Frames per second of video time
+    #[arg(long, default_value_t = 1.0)]
+    fps: f64,
+    /// Decoding threads; 0 uses every core
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print a JSON array instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::ERROR)
+        .without_time()
+        .init();
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let video = Video::open(&args.video)?;
+    let request = Request { times: Times::Fps(args.fps), fits: vec![Fit::Native], threads: args.threads };
+    let mut samples = video.samples(&request)?;
+    let bar = progress(samples.size_hint().1.unwrap_or(0));
+    let mut frames = Vec::new();
+    for sample in samples.by_ref() {
+        let sample = sample?;
+        let image = &sample.images[0];
+        frames.push(json!({
+            "index": sample.index,
+            "seconds": sample.seconds,
+            "width": image.width(),
+            "height": image.height(),
+            "mean_rgb": mean_rgb(image),
+            "thumb": thumb(image),
+        }));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if let Some(warning) = samples.warning() {
+        eprintln!("warning: {}: {warning}", args.video.display());
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&frames)?)?;
+        return Ok(());
+    }
+    writeln!(out, "index  seconds      size       mean RGB")?;
+    for frame in &frames {
+        let size = format!("{}x{}", frame["width"], frame["height"]);
+        let mean = |c: usize| frame["mean_rgb"][c].as_f64().unwrap_or(0.0);
+        let seconds = frame["seconds"].as_f64().unwrap_or(0.0);
+        let index = frame["index"].as_u64().unwrap_or(0);
+        writeln!(
+            out,
+            "{index:>5} {seconds:>8.3} {size:>9}  {:5.1} {:5.1} {:5.1}",
+            mean(0),
+            mean(1),
+            mean(2)
+        )?;
+    }
+    Ok(())
+}
+
+/// A bar on stderr where that is a terminal, nothing elsewhere.
+fn progress(total: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} frames, {eta} left");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn mean_rgb(image: &RgbImage) -> [f64; 3] {
+    let mut sums = [0u64; 3];
+    for pixel in image.pixels() {
+        for (sum, value) in sums.iter_mut().zip(pixel.0) {
+            *sum += u64::from(value);
+        }
+    }
+    let pixels = f64::from(image.width()) * f64::from(image.height());
+    sums.map(|sum| sum as f64 / pixels)
+}
+
+/// Area-averaged luma on an 8x8 grid; a pixel on a border counts for each side by the part that lies there.
+fn thumb(image: &RgbImage) -> Vec<u8> {
+    let (columns, rows) = (shares(image.width()), shares(image.height()));
+    let mut sums = [0f64; 64];
+    for (y, row) in image.rows().enumerate() {
+        let mut line = [0f64; 8];
+        for (x, pixel) in row.enumerate() {
+            let [r, g, b] = pixel.0.map(f64::from);
+            let luma = 0.299 * r + 0.587 * g + 0.114 * b;
+            for &(cell, share) in &columns[x] {
+                line[cell] += luma * share;
+            }
+        }
+        for &(cell, share) in &rows[y] {
+            for (sum, value) in sums[cell * 8..].iter_mut().zip(line) {
+                *sum += value * share;
+            }
+        }
+    }
+    sums.iter().map(|luma| luma.round().clamp(0.0, 255.0) as u8).collect()
+}
+
+/// For each of `length` pixels: the cells it reaches into, and which part of the cell it fills.
+fn shares(length: u32) -> Vec<Vec<(usize, f64)>> {
+    let length = u64::from(length);
+    let share = |at: u64, cell: u64| {
+        // in eighths of a pixel: the pixel covers 8 of them, the cell `length`
+        let overlap = ((at + 1) * 8).min((cell + 1) * length).saturating_sub((at * 8).max(cell * length));
+        (cell as usize, overlap as f64 / length as f64)
+    };
+    (0..length).map(|at| (0..8).map(|cell| share(at, cell)).filter(|s| s.1 > 0.0).collect()).collect()
+}
