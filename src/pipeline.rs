@@ -21,6 +21,8 @@ pub use load::Weights;
 pub use options::{FrameTiming, Options, QuerySource, ShowKeyFrames};
 pub use outcome::{Event, KeyFrame, Observer, Outcome, Step, StepReport};
 
+use image::RgbImage;
+
 use crate::data::feature_cache::FeatureCache;
 use crate::error::{Error, Result};
 use crate::models::clip::Clip;
@@ -31,12 +33,12 @@ use crate::select::{Scores, Selection, Strategy, select};
 use crate::similarity::similarity;
 use crate::text::{Queries, Question, answer, query};
 use crate::video::Video;
-use watch::{Candidates, Watched};
+use watch::{Candidates, Seen, Watched};
 
 /// The models, loaded once and used for any number of questions.
 pub struct Pipeline {
-    /// Writes the queries and answers.
-    pub model: Box<dyn VideoLanguageModel>,
+    /// Writes the queries and answers; not needed to choose frames by given queries.
+    pub model: Option<Box<dyn VideoLanguageModel>>,
     /// Compares queries with frames; not needed for [`Strategy::Uniform`].
     pub clip: Option<Clip>,
     /// Turns similarities into weights; needed for [`Strategy::Msjoe`] alone.
@@ -78,53 +80,67 @@ impl Pipeline {
         options: &Options,
         observe: Observer,
     ) -> Result<Outcome> {
-        let mut outcome = self.choose(video.as_ref(), question, options, observe)?;
-        let frames = std::mem::take(&mut outcome.images);
+        let model = self.language_model("an answer")?;
+        let (mut outcome, seen) = self.chosen(video.as_ref(), question, options, observe)?;
         let start = Instant::now();
-        let reply = self.answer_turn(question, &frames, &outcome, options, observe)?;
+        let images = self.fetch(seen, &outcome.key_frames, options, observe)?;
+        outcome.steps.push(StepReport::of(Step::Fetch, start));
+
+        let start = Instant::now();
+        let turn = Turn {
+            show: show(&images, &outcome, options),
+            text: &answer::prompt(question),
+            max_new_tokens: options.answer_tokens,
+            sampling: options.sampling.clone().unwrap_or_else(|| model.sampling()),
+        };
+        let reply = model.reply(&turn, &mut |piece| observe(Event::Text { step: Step::Answer, piece }))?;
         outcome.steps.push(StepReport::of_reply(Step::Answer, start, &reply));
         outcome.answer = Some(answer::parse(&reply.text, question));
         outcome.reply = Some(reply);
-        outcome.images = frames;
+        outcome.images = images;
         Ok(outcome)
     }
 
-    /// The key frames of a question without the answer: the first three steps.
+    /// The key frames of a question without the answer: the first three steps. The outcome has no pixels.
     ///
     /// # Errors
     /// As [`Self::answer`].
     pub fn choose(
         &self,
-        path: &Path,
+        video: impl AsRef<Path>,
         question: &Question,
         options: &Options,
         observe: Observer,
     ) -> Result<Outcome> {
+        Ok(self.chosen(video.as_ref(), question, options, observe)?.0)
+    }
+
+    fn chosen(
+        &self,
+        path: &Path,
+        question: &Question,
+        options: &Options,
+        observe: Observer,
+    ) -> Result<(Outcome, Seen)> {
         options.validate()?;
         self.check_models(options)?;
         let video = Video::open(path)?;
-        let candidates = Candidates::new(&video, options, self.model.as_ref())?;
+        let candidates = Candidates::new(&video, options, self.model.as_deref())?;
         let mut steps = vec![];
-
         let start = Instant::now();
         let watched = self.watch(&video, &candidates, options, observe)?;
         steps.push(StepReport::of(Step::Watch, start));
-        let choice = self.choose_frames(&watched, &candidates, question, options, &mut steps, observe)?;
-
-        let start = Instant::now();
-        let key_frames = outcome::key_frames(&choice.selection, &watched.seconds);
-        let images = self.fetch(&video, &candidates, watched.kept, &key_frames, options, observe)?;
-        steps.push(StepReport::of(Step::Fetch, start));
+        let choice = self.choose_frames(&watched, candidates.duration, question, options, &mut steps, observe)?;
 
         let mut warnings = self.warnings.clone();
         warnings.extend(watched.warnings);
-        Ok(Outcome {
+        let outcome = Outcome {
             answer: None,
             reply: None,
             queries: choice.queries,
             query_reply: choice.query_reply,
-            key_frames,
-            images,
+            key_frames: outcome::key_frames(&choice.selection, &watched.seconds),
+            images: vec![],
             candidates: watched.seconds,
             similarity: choice.similarity,
             weights: choice.selection.weights,
@@ -133,14 +149,15 @@ impl Pipeline {
             duration: video.info.duration,
             steps,
             warnings,
-        })
+        };
+        Ok((outcome, Seen { video, candidates, kept: watched.kept }))
     }
 
     /// Steps 1 to 3: queries, similarity, draw.
     fn choose_frames(
         &self,
         watched: &Watched,
-        candidates: &Candidates,
+        duration: f64,
         question: &Question,
         options: &Options,
         steps: &mut Vec<StepReport>,
@@ -150,7 +167,7 @@ impl Pipeline {
         let (mut queries, mut query_reply) = (None, None);
         if let (Some(clip), Some(features)) = (&self.clip, &watched.features) {
             let start = Instant::now();
-            let (asked, reply) = self.ask(watched, candidates, question, options, observe)?;
+            let (asked, reply) = self.ask(watched, duration, question, options, observe)?;
             if let Some(reply) = &reply {
                 steps.push(StepReport::of_reply(Step::Ask, start, reply));
             }
@@ -177,46 +194,31 @@ impl Pipeline {
     fn ask(
         &self,
         watched: &Watched,
-        candidates: &Candidates,
+        duration: f64,
         question: &Question,
         options: &Options,
         observe: Observer,
     ) -> Result<(Queries, Option<Reply>)> {
-        if options.queries == QuerySource::Question {
-            return Ok((Queries::of_question(question), None));
+        match &options.queries {
+            QuerySource::Model => {}
+            QuerySource::Question => return Ok((query::of_question(question), None)),
+            QuerySource::Given(queries) => return Ok((query::given(queries)?, None)),
         }
-        let text = query::prompt(question, watched.previews.len(), candidates.duration, options.max_queries);
-        let show = if watched.previews.is_empty() { Show::Nothing } else { Show::Images(&watched.previews) };
+        let model = self.language_model("queries")?;
         let turn = Turn {
-            show,
-            text: &text,
+            show: if watched.previews.is_empty() { Show::Nothing } else { Show::Images(&watched.previews) },
+            text: &query::prompt(question, watched.previews.len(), duration, options.max_queries),
             max_new_tokens: options.query_tokens,
-            sampling: options.sampling.clone().unwrap_or_else(|| self.model.sampling()),
+            sampling: options.sampling.clone().unwrap_or_else(|| model.sampling()),
         };
-        let reply = self.model.reply(&turn, &mut |piece| observe(Event::Text { step: Step::Ask, piece }))?;
+        let reply = model.reply(&turn, &mut |piece| observe(Event::Text { step: Step::Ask, piece }))?;
         Ok((query::parse(&reply.text, question, options.max_queries), Some(reply)))
     }
 
-    /// Step 4: the answer, from the key frames alone.
-    fn answer_turn(
-        &self,
-        question: &Question,
-        frames: &[image::RgbImage],
-        chosen: &Outcome,
-        options: &Options,
-        observe: Observer,
-    ) -> Result<Reply> {
-        let show = match options.show {
-            ShowKeyFrames::Images => Show::Images(frames),
-            ShowKeyFrames::Video => Show::Video { frames, timing: timing(chosen, options.timing) },
-        };
-        let turn = Turn {
-            show,
-            text: &answer::prompt(question),
-            max_new_tokens: options.answer_tokens,
-            sampling: options.sampling.clone().unwrap_or_else(|| self.model.sampling()),
-        };
-        self.model.reply(&turn, &mut |piece| observe(Event::Text { step: Step::Answer, piece }))
+    fn language_model(&self, what: &str) -> Result<&dyn VideoLanguageModel> {
+        self.model.as_deref().ok_or_else(|| {
+            Error::Input(format!("{what}: needs a language model, which this pipeline was loaded without"))
+        })
     }
 
     fn check_models(&self, options: &Options) -> Result<()> {
@@ -224,6 +226,7 @@ impl Pipeline {
             Strategy::Uniform => return Ok(()),
             _ if self.clip.is_none() => "CLIP weights",
             Strategy::Msjoe if self.sampler.is_none() => "a sampler",
+            _ if options.queries == QuerySource::Model && self.model.is_none() => "a language model for the queries",
             _ => return Ok(()),
         };
         Err(Error::Input(format!(
@@ -233,12 +236,17 @@ impl Pipeline {
     }
 }
 
-/// When the temporal slices (pairs of key frames) are shown.
-fn timing(chosen: &Outcome, timing: FrameTiming) -> Timing {
-    match timing {
-        FrameTiming::Uniform => {
-            Timing::Uniform((2.0 * chosen.duration / chosen.key_frames.len().max(1) as f64) as f32)
+/// The key frames as the model gets them.
+fn show<'a>(images: &'a [RgbImage], chosen: &Outcome, options: &Options) -> Show<'a> {
+    let timing = match (options.show, options.timing) {
+        (ShowKeyFrames::Images, _) => return Show::Images(images),
+        (ShowKeyFrames::Video, FrameTiming::Uniform) => {
+            // Two frames share a temporal slice.
+            Timing::Uniform((2.0 * chosen.duration / images.len().max(1) as f64) as f32)
         }
-        FrameTiming::Exact => Timing::Slices(chosen.key_frames.iter().step_by(2).map(|f| f.seconds).collect()),
-    }
+        (ShowKeyFrames::Video, FrameTiming::Exact) => {
+            Timing::Slices(chosen.key_frames.iter().step_by(2).map(|frame| frame.seconds).collect())
+        }
+    };
+    Show::Video { frames: images, timing }
 }

@@ -8,14 +8,16 @@ use super::Pipeline;
 use crate::data::feature_cache::FeatureCache;
 use crate::error::Result;
 use crate::models::clip::Clip;
+use crate::models::language::VideoLanguageModel;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::unet1d::{Config, UNet1d};
 
 /// Where the weights are, and where they run.
 #[derive(Debug, Clone)]
 pub struct Weights {
-    /// Folder of the multimodal language model, in Hugging Face layout ([`crate::hub::resolve`] finds or downloads it).
-    pub mllm: PathBuf,
+    /// Folder of the multimodal language model, in Hugging Face layout ([`crate::hub::resolve`] finds or downloads it);
+    /// `None` for pipelines that only choose frames by given queries.
+    pub mllm: Option<PathBuf>,
     /// Folder of CLIP; `None` for pipelines that only sample uniformly.
     pub clip: Option<PathBuf>,
     /// File of the trained sampler; `None` takes a fresh one, which follows the best similarity of each frame.
@@ -32,7 +34,7 @@ impl Weights {
     /// The models on the CPU in f32, without sampler file and cache.
     pub fn new(mllm: impl Into<PathBuf>, clip: impl Into<PathBuf>) -> Self {
         Self {
-            mllm: mllm.into(),
+            mllm: Some(mllm.into()),
             clip: Some(clip.into()),
             sampler: None,
             cache: None,
@@ -58,8 +60,11 @@ impl Pipeline {
         };
         let clip = |dir: &PathBuf| Clip::load(dir, DType::F32, &weights.device);
         let clip = weights.clip.as_ref().map(clip).transpose()?;
-        let model = Qwen2_5VlChat::load(&weights.mllm, weights.dtype, &weights.device)?;
+        let model = |dir: &PathBuf| -> Result<Box<dyn VideoLanguageModel>> {
+            Ok(Box::new(Qwen2_5VlChat::load(dir, weights.dtype, &weights.device)?))
+        };
+        let model = weights.mllm.as_ref().map(model).transpose()?;
         let cache = weights.cache.clone().map(FeatureCache::new);
-        Ok(Self { model: Box::new(model), clip, sampler: Some(sampler), cache, warnings })
+        Ok(Self { model, clip, sampler: Some(sampler), cache, warnings })
     }
 }

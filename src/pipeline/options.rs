@@ -5,12 +5,14 @@ use crate::models::qwen2_5_vl::sampling::Sampling;
 use crate::select::{Draw, Strategy};
 
 /// Where the visual queries come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QuerySource {
     /// The model writes them after looking at previews.
     Model,
     /// The question itself is the query (the paper's ablation); the model is asked once only.
     Question,
+    /// The caller's own queries.
+    Given(Vec<String>),
 }
 
 /// How the key frames are given to the model.
@@ -95,9 +97,9 @@ impl Default for Options {
 impl Options {
     /// Previews to show.
     pub(super) fn preview_count(&self) -> usize {
-        match self.queries {
+        match &self.queries {
             _ if self.strategy == Strategy::Uniform => 0,
-            QuerySource::Question => 0,
+            QuerySource::Question | QuerySource::Given(_) => 0,
             QuerySource::Model => self.previews.unwrap_or(self.key_frames / 2),
         }
     }

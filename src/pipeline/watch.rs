@@ -19,10 +19,18 @@ pub(super) struct Candidates {
     pub duration: f64,
     /// Candidates to preview, ascending.
     pub previews: Vec<usize>,
-    preview_size: Size,
-    key_size: Size,
+    /// Size of previews and of key frames; `None` without a model to show them to.
+    sizes: Option<[Size; 2]>,
     /// Whether all candidates fit into the memory set aside for them.
     keep: bool,
+}
+
+/// What the answer turn still needs of the steps before it.
+pub(super) struct Seen {
+    pub video: Video,
+    pub candidates: Candidates,
+    /// All candidates at the key frames' size, where they were kept.
+    pub kept: Option<Vec<RgbImage>>,
 }
 
 /// What the first pass brought.
@@ -38,41 +46,45 @@ pub(super) struct Watched {
 }
 
 impl Candidates {
-    pub fn new(video: &Video, options: &Options, model: &dyn VideoLanguageModel) -> Result<Self> {
-        let (t, k) = {
-            let seconds = video.sample_times(&Times::Fps(options.fps))?;
-            (seconds, options.key_frames)
-        };
-        if k > t.len() {
+    pub fn new(video: &Video, options: &Options, model: Option<&dyn VideoLanguageModel>) -> Result<Self> {
+        let (seconds, k) = (video.sample_times(&Times::Fps(options.fps))?, options.key_frames);
+        if k > seconds.len() {
             return Err(Error::Input(format!(
                 "key frames: {k} were asked for, but {} has {} candidate frames at {} fps; ask for fewer or raise the rate",
                 video.path.display(),
-                t.len(),
+                seconds.len(),
                 options.fps
             )));
         }
-        let (width, height) = (video.info.width, video.info.height);
-        let frames = match options.show {
-            ShowKeyFrames::Video => k,
-            // An image is a slice of its own.
-            ShowKeyFrames::Images => 2 * k,
+        let sizes = model.map(|model| sizes(video, options, model)).transpose()?;
+        let bytes = |[_, key]: [Size; 2]| 3 * key.width as usize * key.height as usize;
+        let keep = sizes.is_some_and(|sizes| seconds.len().saturating_mul(bytes(sizes)) <= options.frame_memory);
+        let previews = uniform(seconds.len(), options.preview_count());
+        Ok(Self { previews, duration: video.info.duration, seconds, sizes, keep })
+    }
+
+    fn fit(&self, which: usize) -> Result<Fit> {
+        let Some(sizes) = self.sizes else {
+            return Err(Error::Input("frames for the model: this pipeline was loaded without a language model".into()));
         };
-        let key_size = model.plan(width, height, &Budget::Total { frames, tokens: options.key_frame_tokens })?;
-        let preview_size = model.plan(width, height, &Budget::Slice { tokens: options.preview_tokens })?;
-        let bytes = t.len().saturating_mul(key_size.width as usize * key_size.height as usize * 3);
-        Ok(Self {
-            previews: uniform(t.len(), options.preview_count()),
-            duration: video.info.duration,
-            seconds: t,
-            preview_size,
-            key_size,
-            keep: bytes <= options.frame_memory,
-        })
+        Ok(Fit::Exact { width: sizes[which].width, height: sizes[which].height })
     }
 }
 
-fn exact(size: Size) -> Fit {
-    Fit::Exact { width: size.width, height: size.height }
+const PREVIEW: usize = 0;
+const KEY_FRAME: usize = 1;
+
+/// Sizes of previews and key frames.
+fn sizes(video: &Video, options: &Options, model: &dyn VideoLanguageModel) -> Result<[Size; 2]> {
+    let (width, height) = (video.info.width, video.info.height);
+    let frames = match options.show {
+        ShowKeyFrames::Video => options.key_frames,
+        // An image is a temporal slice of its own.
+        ShowKeyFrames::Images => 2 * options.key_frames,
+    };
+    let preview = model.plan(width, height, &Budget::Slice { tokens: options.preview_tokens })?;
+    let total = Budget::Total { frames, tokens: options.key_frame_tokens };
+    Ok([preview, model.plan(width, height, &total)?])
 }
 
 impl Pipeline {
@@ -102,7 +114,7 @@ impl Pipeline {
             Entry::Hit(features) => {
                 let times = candidates.previews.iter().filter_map(|&i| features.seconds.get(i).copied());
                 let times: Vec<f64> = times.collect();
-                let previews = frames_at(video, times, candidates.preview_size, (options, Step::Watch), observe)?;
+                let previews = frames_at(video, times, candidates.fit(PREVIEW), (options, Step::Watch), observe)?;
                 let seconds = features.seconds.clone();
                 return Ok(Watched { seconds, previews, features: Some(features), kept: None, cached: true, warnings });
             }
@@ -131,10 +143,10 @@ impl Pipeline {
         let mut fits = vec![Fit::ShortEdgeCrop(clip.image_size())];
         let with_previews = !candidates.previews.is_empty();
         if with_previews {
-            fits.push(exact(candidates.preview_size));
+            fits.push(candidates.fit(PREVIEW)?);
         }
         if candidates.keep {
-            fits.push(exact(candidates.key_size));
+            fits.push(candidates.fit(KEY_FRAME)?);
         }
         let mut samples =
             video.samples(&Request { times: Times::Fps(options.fps), fits, threads: options.threads })?;
@@ -164,9 +176,7 @@ impl Pipeline {
     /// The key frames at the model's size: from the first pass where they were kept, else by seeking.
     pub(super) fn fetch(
         &self,
-        video: &Video,
-        candidates: &Candidates,
-        kept: Option<Vec<RgbImage>>,
+        Seen { video, candidates, kept }: Seen,
         key_frames: &[KeyFrame],
         options: &Options,
         observe: Observer,
@@ -176,7 +186,7 @@ impl Pipeline {
             return Ok(key_frames.iter().filter_map(|f| frames.get_mut(f.index)?.take()).collect());
         }
         let times = key_frames.iter().map(|f| f.seconds).collect();
-        frames_at(video, times, candidates.key_size, (options, Step::Fetch), observe)
+        frames_at(&video, times, candidates.fit(KEY_FRAME), (options, Step::Fetch), observe)
     }
 }
 
@@ -191,7 +201,7 @@ impl Watched {
 fn frames_at(
     video: &Video,
     times: Vec<f64>,
-    size: Size,
+    fit: Result<Fit>,
     (options, name): (&Options, Step),
     observe: Observer,
 ) -> Result<Vec<RgbImage>> {
@@ -199,7 +209,7 @@ fn frames_at(
         return Ok(vec![]);
     }
     let total = times.len();
-    let request = Request { times: Times::Seconds(times), fits: vec![exact(size)], threads: options.threads };
+    let request = Request { times: Times::Seconds(times), fits: vec![fit?], threads: options.threads };
     let mut images = Vec::with_capacity(total);
     for sample in video.samples(&request)? {
         images.extend(sample?.images);

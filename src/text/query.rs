@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::markup;
 use super::question::Question;
+use crate::error::{Error, Result};
 use crate::text::query::lists::{json_items, list_items, strip_marker};
 
 mod lists;
@@ -85,6 +86,29 @@ pub fn well_formed<S: AsRef<str>>(reasoning: &str, queries: &[S]) -> String {
     reply
 }
 
+/// The question itself as the only query.
+pub fn of_question(question: &Question) -> Queries {
+    let (text, shortened) = shorten(question.text());
+    Queries { queries: vec![text], form: Form::Fallback, surplus: 0, repeated: 0, shortened: shortened.into() }
+}
+
+/// Queries that the caller wrote; cut to CLIP's length like any others.
+///
+/// # Errors
+/// [`Error::Input`](crate::Error::Input) when none of them has a text.
+pub fn given<S: AsRef<str>>(queries: &[S]) -> Result<Queries> {
+    let mut read = Queries { queries: Vec::new(), form: Form::Exact, surplus: 0, repeated: 0, shortened: 0 };
+    for text in queries.iter().filter_map(|text| clean(text.as_ref())) {
+        let (text, shortened) = shorten(&text);
+        read.shortened += usize::from(shortened);
+        read.queries.push(text);
+    }
+    if read.queries.is_empty() {
+        return Err(Error::Input("queries: expected at least one with a text, got none".into()));
+    }
+    Ok(read)
+}
+
 /// Reads the queries of a reply, at most `max` (taken as 1 when 0).
 pub fn parse(reply: &str, question: &Question, max: usize) -> Queries {
     let max = max.max(1);
@@ -108,8 +132,8 @@ pub fn parse(reply: &str, question: &Question, max: usize) -> Queries {
         }
     }
     if read.queries.is_empty() {
-        let (text, shortened) = shorten(question.text());
-        return Queries { queries: vec![text], form: Form::Fallback, shortened: shortened.into(), ..read };
+        let Queries { queries, form, shortened, .. } = of_question(question);
+        return Queries { queries, form, shortened, ..read };
     }
     if asked && usable == offered && read.surplus + read.repeated + read.shortened == 0 {
         read.form = Form::Exact;
