@@ -202,7 +202,7 @@ fn serve(stream: TcpStream, shared: &Mutex<Shared>, cdn: bool) -> Option<()> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let (method, path) = (words.next()?.to_owned(), words.next()?.replace("%20", " ").replace("%23", "#"));
     let mut headers = BTreeMap::new();
     loop {
         let mut line = String::new();
@@ -276,7 +276,8 @@ fn api(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen) -> Option<()> {
         };
     }
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    if path != format!("tree/{}", shared.commit) {
+    let revision = path.strip_prefix("tree/").unwrap_or_default();
+    if revision != shared.commit && shared.revisions.get(revision) != Some(&shared.commit) {
         return out.refuse(404, "RevisionNotFound");
     }
     // Two pages, to see that both are read.
@@ -311,7 +312,10 @@ fn json(out: &mut Out, value: &serde_json::Value, headers: &[(&str, String)]) ->
 }
 
 fn resolve(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen) -> Option<()> {
-    let prefix = format!("/{REPO}/resolve/{}/", shared.lock().unwrap().commit);
+    // The Python client asks for a branch here, this crate always for the commit.
+    let revision =
+        if seen.path.contains("/resolve/main/") { "main" } else { &shared.lock().unwrap().commit.clone() };
+    let prefix = format!("/{REPO}/resolve/{revision}/");
     let headers = {
         let shared = shared.lock().unwrap();
         if refused(out, &shared, seen) {
@@ -331,7 +335,9 @@ fn resolve(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen) -> Option<()> {
 /// The headers that send the client elsewhere, if `file` lies elsewhere.
 fn redirect(file: &str, shared: &Shared) -> Option<Vec<(&'static str, String)>> {
     let location = match shared.redirect {
-        _ if !is_lfs(file) => return None,
+        // The Hub sends small files on too, within its own host and without the linked headers.
+        Redirect::Relative if !is_lfs(file) => return Some(vec![("Location", format!("/cdn/{file}"))]),
+        Redirect::Absolute if !is_lfs(file) => return None,
         Redirect::None => return None,
         Redirect::Absolute => format!("http://{}/cdn/{file}", shared.cdn),
         Redirect::Relative => format!("/cdn/{file}"),

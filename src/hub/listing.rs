@@ -39,6 +39,10 @@ impl<'a> Listing<'a> {
         // Not a header value, so none is sent: hf-hub would otherwise take a token from the environment.
         const NO_TOKEN: &str = "\n";
         let refuse = |e: HFError| Error::hub(id, format!("endpoint {}: {e}", hub.endpoint));
+        if let Some(token) = &hub.token {
+            // hf-hub would leave out what is no header value, and the answer would be a puzzle.
+            hub.bearer(token)?;
+        }
         let http = hub.http_client(hub.http_builder())?;
         let (owner, name) = split_id(id);
         let client = HFClient::builder()
