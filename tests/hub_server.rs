@@ -65,6 +65,8 @@ pub struct Shared {
     /// Status of every answer of the API and of `resolve`, with its `X-Error-Code`.
     pub refuse: Option<(u16, &'static str)>,
     pub need_token: bool,
+    /// The API takes requests and never answers.
+    pub silent_api: bool,
     pub redirect: Redirect,
     /// The `x-linked-etag` header; the real hash if `None`.
     pub linked_etag: Option<String>,
@@ -123,6 +125,7 @@ impl FakeHub {
             always: Fault::None,
             refuse: None,
             need_token: false,
+            silent_api: false,
             redirect: Redirect::Absolute,
             linked_etag: None,
             seen: Vec::new(),
@@ -218,6 +221,8 @@ fn serve(stream: TcpStream, shared: &Mutex<Shared>, cdn: bool) -> Option<()> {
     let mut out = Out { stream, head: seen.method == "HEAD" };
     if cdn || seen.path.starts_with("/cdn/") {
         body(&mut out, shared, &seen, "/cdn/")
+    } else if shared.lock().unwrap().silent_api {
+        out.stay_silent()
     } else if seen.path.starts_with("/api/") {
         api(&mut out, shared, &seen)
     } else {
@@ -241,6 +246,12 @@ impl Out {
             self.stream.write_all(body).ok()?;
         }
         self.stream.flush().ok()
+    }
+
+    /// Until the client goes away.
+    fn stay_silent(&mut self) -> Option<()> {
+        self.stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+        self.stream.read(&mut [0]).ok().map(drop)
     }
 
     fn refuse(&mut self, status: u16, code: &str) -> Option<()> {
@@ -398,9 +409,7 @@ fn body(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen, prefix: &str) -> Opt
     }
     out.send(if partial { 206 } else { 200 }, &headers, length, &content[start..end])?;
     if matches!(fault, Fault::SilentAfter(_)) {
-        // Until the client goes away.
-        out.stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
-        let _ = out.stream.read(&mut [0]);
+        out.stay_silent()?;
     }
     Some(())
 }
