@@ -36,7 +36,12 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::ERROR).init();
+    tracing_subscriber::fmt()
+        .with_env_filter("msjoe=warn")
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -62,12 +67,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     });
     bars.clear();
     let weights = weights?;
-    for warning in &weights.warnings {
-        eprintln!("warning: {warning}");
-    }
     if args.json {
         let value = serde_json::json!({
             "folder": weights.folder, "repo": weights.repo, "commit": weights.commit, "files": weights.files,
+            "warnings": weights.warnings,
         });
         println!("{value}");
     } else {

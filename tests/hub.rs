@@ -2,6 +2,8 @@
 
 #[path = "hub_server.rs"]
 mod server;
+#[path = "hub_settings.rs"]
+mod settings;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,9 +11,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use msjoe::hub::{
-    Hub, Kind, LOCK_FILE, Mode, Progress, Repo, Resolved, Source, Stage, known_models, resolve, resolve_repo,
-};
+use msjoe::hub::{Hub, LOCK_FILE, Progress, Repo, Resolved, Stage, resolve, resolve_repo};
 use msjoe::{Error, Result};
 use proptest::prelude::*;
 use server::{COMMIT, FakeHub, Fault, REPO, Redirect, TOKEN, content, git_sha1, sha256, tree};
@@ -426,16 +426,19 @@ fn interruption_keeps_what_came_and_resumes() {
 
 #[test]
 fn interruption_does_not_wait_for_a_silent_server() {
-    let server = FakeHub::start();
-    server.lock().always = Fault::SilentAfter(0);
-    let start = Instant::now();
-    let mut soon = |_: &Progress| match start.elapsed() > Duration::from_millis(300) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
-    let error = resolve(&server.client(), REPO, &mut soon).unwrap_err();
-    assert!(matches!(error, Error::Interrupted), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    for silent_api in [true, false] {
+        let server = FakeHub::start();
+        server.lock().silent_api = silent_api;
+        server.lock().always = Fault::SilentAfter(0);
+        let start = Instant::now();
+        let mut soon = |_: &Progress| match start.elapsed() > Duration::from_millis(300) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let error = resolve(&server.client(), REPO, &mut soon).unwrap_err();
+        assert!(matches!(error, Error::Interrupted), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    }
 }
 
 #[test]
@@ -566,92 +569,6 @@ fn a_damaged_lock_file_is_refused() {
     }
     fs::remove_file(&path).unwrap();
     get(&server.offline()).unwrap();
-}
-
-#[test]
-fn local_folders_are_used_as_they_are() {
-    let folder = tempfile::tempdir().unwrap();
-    let nowhere = Hub { endpoint: "http://127.0.0.1:1".into(), ..FakeHub::start().client() };
-    let weights = get_spec(&nowhere, folder.path().to_str().unwrap()).unwrap();
-    assert_eq!((weights.folder.as_path(), weights.repo, weights.commit), (folder.path(), None, None));
-    let gone = folder.path().join("gone");
-    says(&get_spec(&nowhere, gone.to_str().unwrap()).unwrap_err().to_string(), &["gone", "no such folder"]);
-    fs::write(&gone, "x").unwrap();
-    says(
-        &get_spec(&nowhere, gone.to_str().unwrap()).unwrap_err().to_string(),
-        &["a file, expected a folder"],
-    );
-}
-
-#[test]
-fn unknown_names_list_the_known_ones() {
-    for spec in ["qwen", "", "org/", "/model", "a/b/c", "org/../x", "org/mo del", "org/a--b"] {
-        let text = Source::parse(spec).unwrap_err().to_string();
-        if !spec.starts_with('/') {
-            says(&text, &["clip-vit-base-patch32", "qwen2.5-vl-3b", "org/name[@revision]"]);
-        }
-    }
-    says(&Source::parse("org/model@../x").unwrap_err().to_string(), &["no branch, tag or commit"]);
-}
-
-#[test]
-fn known_models_have_a_repository_and_published_sizes() {
-    let models = known_models().unwrap();
-    let names: Vec<_> = models.iter().map(|m| m.name).collect();
-    let qwen = ["qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen2.5-vl-32b", "qwen2.5-vl-72b"];
-    assert_eq!(names, [&qwen[..], &["clip-vit-large-patch14", "clip-vit-base-patch32"]].concat());
-    for model in &models {
-        let Source::Repo(repo) = Source::parse(&format!("{}@abc", model.name)).unwrap() else { panic!() };
-        assert_eq!((&repo.id, repo.revision.as_str()), (&model.repo, "abc"));
-        let Source::Repo(repo) = Source::parse(model.name).unwrap() else { panic!() };
-        assert_eq!(repo.revision, model.revision);
-        let Some(config) = model.config else { continue };
-        let config: serde_json::Value = serde_json::from_str(config).unwrap();
-        let text = if model.kind == Kind::Clip { &config["text_config"] } else { &config };
-        for vision_or_text in [text, &config["vision_config"]] {
-            let width = vision_or_text["hidden_size"].as_u64().unwrap();
-            let heads =
-                vision_or_text.get("num_attention_heads").or(vision_or_text.get("num_heads")).unwrap();
-            assert_eq!(width % heads.as_u64().unwrap(), 0, "{}", model.name);
-        }
-        if model.kind == Kind::Qwen2_5Vl {
-            assert_eq!(config["vision_config"]["out_hidden_size"], config["hidden_size"], "{}", model.name);
-        }
-    }
-}
-
-#[test]
-fn settings_come_from_the_variables_of_the_python_client() {
-    let read = |vars: &[(&str, &str)]| {
-        let vars: BTreeMap<_, _> = vars.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        Hub::from_lookup(|name| vars.get(name).cloned())
-    };
-    let hub = read(&[("HOME", "/h")]).unwrap();
-    assert_eq!(hub.endpoint, "https://huggingface.co");
-    assert_eq!(hub.cache, Path::new("/h/.cache/huggingface/hub"));
-    assert_eq!((hub.token, hub.mode), (None, Mode::Online));
-    let cache = |vars: &[(&str, &str)]| read(vars).unwrap().cache;
-    assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
-    assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/f")]), Path::new("/h/f/hub"));
-    assert_eq!(cache(&[("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
-    let home = tempfile::tempdir().unwrap();
-    let home_text = home.path().to_str().unwrap();
-    fs::write(home.path().join("token"), "hf_file\n").unwrap();
-    let token = |vars: &[(&str, &str)]| read(&[&[("HF_HOME", home_text)], vars].concat()).unwrap().token;
-    assert_eq!(token(&[]).as_deref(), Some("hf_file"));
-    assert_eq!(token(&[("HF_TOKEN", " hf_env ")]).as_deref(), Some("hf_env"));
-    assert_eq!(token(&[("HF_TOKEN_PATH", "/nowhere")]), None);
-    assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
-    for (value, mode) in
-        [("1", Mode::Offline), ("ON", Mode::Offline), ("0", Mode::Online), ("", Mode::Online)]
-    {
-        assert_eq!(read(&[("HF_HOME", "/f"), ("HF_HUB_OFFLINE", value)]).unwrap().mode, mode, "{value:?}");
-    }
-    let patient = read(&[("HF_HOME", "/f"), ("HF_HUB_DOWNLOAD_TIMEOUT", "30")]).unwrap();
-    assert_eq!(patient.timeout, Duration::from_secs(30));
-    let wrong = read(&[("HF_HOME", "/f"), ("HF_HUB_DOWNLOAD_TIMEOUT", "soon")]).unwrap_err().to_string();
-    says(&wrong, &["HF_HUB_DOWNLOAD_TIMEOUT", "soon"]);
-    says(&read(&[]).unwrap_err().to_string(), &["HF_HOME"]);
 }
 
 #[test]

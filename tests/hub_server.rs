@@ -65,6 +65,8 @@ pub struct Shared {
     /// Status of every answer of the API and of `resolve`, with its `X-Error-Code`.
     pub refuse: Option<(u16, &'static str)>,
     pub need_token: bool,
+    /// The API takes requests and never answers.
+    pub silent_api: bool,
     pub redirect: Redirect,
     /// The `x-linked-etag` header; the real hash if `None`.
     pub linked_etag: Option<String>,
@@ -123,6 +125,7 @@ impl FakeHub {
             always: Fault::None,
             refuse: None,
             need_token: false,
+            silent_api: false,
             redirect: Redirect::Absolute,
             linked_etag: None,
             seen: Vec::new(),
@@ -202,7 +205,7 @@ fn serve(stream: TcpStream, shared: &Mutex<Shared>, cdn: bool) -> Option<()> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let (method, path) = (words.next()?.to_owned(), words.next()?.replace("%20", " ").replace("%23", "#"));
     let mut headers = BTreeMap::new();
     loop {
         let mut line = String::new();
@@ -218,6 +221,8 @@ fn serve(stream: TcpStream, shared: &Mutex<Shared>, cdn: bool) -> Option<()> {
     let mut out = Out { stream, head: seen.method == "HEAD" };
     if cdn || seen.path.starts_with("/cdn/") {
         body(&mut out, shared, &seen, "/cdn/")
+    } else if shared.lock().unwrap().silent_api {
+        out.stay_silent()
     } else if seen.path.starts_with("/api/") {
         api(&mut out, shared, &seen)
     } else {
@@ -241,6 +246,12 @@ impl Out {
             self.stream.write_all(body).ok()?;
         }
         self.stream.flush().ok()
+    }
+
+    /// Until the client goes away.
+    fn stay_silent(&mut self) -> Option<()> {
+        self.stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+        self.stream.read(&mut [0]).ok().map(drop)
     }
 
     fn refuse(&mut self, status: u16, code: &str) -> Option<()> {
@@ -276,7 +287,8 @@ fn api(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen) -> Option<()> {
         };
     }
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    if path != format!("tree/{}", shared.commit) {
+    let revision = path.strip_prefix("tree/").unwrap_or_default();
+    if revision != shared.commit && shared.revisions.get(revision) != Some(&shared.commit) {
         return out.refuse(404, "RevisionNotFound");
     }
     // Two pages, to see that both are read.
@@ -311,7 +323,10 @@ fn json(out: &mut Out, value: &serde_json::Value, headers: &[(&str, String)]) ->
 }
 
 fn resolve(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen) -> Option<()> {
-    let prefix = format!("/{REPO}/resolve/{}/", shared.lock().unwrap().commit);
+    // The Python client asks for a branch here, this crate always for the commit.
+    let revision =
+        if seen.path.contains("/resolve/main/") { "main" } else { &shared.lock().unwrap().commit.clone() };
+    let prefix = format!("/{REPO}/resolve/{revision}/");
     let headers = {
         let shared = shared.lock().unwrap();
         if refused(out, &shared, seen) {
@@ -331,7 +346,9 @@ fn resolve(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen) -> Option<()> {
 /// The headers that send the client elsewhere, if `file` lies elsewhere.
 fn redirect(file: &str, shared: &Shared) -> Option<Vec<(&'static str, String)>> {
     let location = match shared.redirect {
-        _ if !is_lfs(file) => return None,
+        // The Hub sends small files on too, within its own host and without the linked headers.
+        Redirect::Relative if !is_lfs(file) => return Some(vec![("Location", format!("/cdn/{file}"))]),
+        Redirect::Absolute if !is_lfs(file) => return None,
         Redirect::None => return None,
         Redirect::Absolute => format!("http://{}/cdn/{file}", shared.cdn),
         Redirect::Relative => format!("/cdn/{file}"),
@@ -392,9 +409,7 @@ fn body(out: &mut Out, shared: &Mutex<Shared>, seen: &Seen, prefix: &str) -> Opt
     }
     out.send(if partial { 206 } else { 200 }, &headers, length, &content[start..end])?;
     if matches!(fault, Fault::SilentAfter(_)) {
-        // Until the client goes away.
-        out.stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
-        let _ = out.stream.read(&mut [0]);
+        out.stay_silent()?;
     }
     Some(())
 }

@@ -178,6 +178,8 @@ fn free_bytes(dir: &Path) -> Option<u64> {
     let code = unsafe { libc::statvfs(name.as_ptr(), stat.as_mut_ptr()) };
     // SAFETY: all-zero bytes are a valid `statvfs`, whether the call filled it or not.
     let stat = unsafe { stat.assume_init() };
+    // The fields are narrower on some systems.
+    #[allow(clippy::unnecessary_cast)]
     (code == 0).then(|| stat.f_bavail as u64 * stat.f_frsize as u64)
 }
 

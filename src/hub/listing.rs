@@ -1,6 +1,7 @@
 //! What is in a repository: its commit and its files, asked through `hf-hub`.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use hf_hub::repository::RepoTreeEntry;
@@ -10,6 +11,7 @@ use super::Hub;
 use super::cache::{is_commit, stays_inside};
 use super::hash::Checksum;
 use super::lock::{Commit, Entry};
+use super::monitor::{Monitor, TICK};
 use crate::{Error, Result};
 
 /// Why the Hub gave no answer.
@@ -31,14 +33,19 @@ impl From<Refusal> for Error {
 pub(super) struct Listing<'a> {
     hub: &'a Hub,
     id: &'a str,
+    monitor: &'a Monitor,
     repo: HFRepositorySync<RepoTypeModel>,
 }
 
 impl<'a> Listing<'a> {
-    pub(super) fn new(hub: &'a Hub, id: &'a str) -> Result<Self> {
+    pub(super) fn new(hub: &'a Hub, id: &'a str, monitor: &'a Monitor) -> Result<Self> {
         // Not a header value, so none is sent: hf-hub would otherwise take a token from the environment.
         const NO_TOKEN: &str = "\n";
         let refuse = |e: HFError| Error::hub(id, format!("endpoint {}: {e}", hub.endpoint));
+        if let Some(token) = &hub.token {
+            // hf-hub would leave out what is no header value, and the answer would be a puzzle.
+            hub.bearer(token)?;
+        }
         let http = hub.http_client(hub.http_builder())?;
         let (owner, name) = split_id(id);
         let client = HFClient::builder()
@@ -50,12 +57,14 @@ impl<'a> Listing<'a> {
             .retry_base_delay(hub.backoff.max(Duration::from_millis(1)))
             .build_sync()
             .map_err(refuse)?;
-        Ok(Self { hub, id, repo: client.model(owner, name) })
+        Ok(Self { hub, id, monitor, repo: client.model(owner, name) })
     }
 
     /// The commit that `revision` points to now.
     pub(super) fn commit(&self, revision: &str) -> std::result::Result<String, Refusal> {
-        let info = self.repo.info().revision(revision).send().map_err(|e| self.explain(e, revision))?;
+        let wanted = revision.to_owned();
+        let info = self.ask(move |repo| repo.info().revision(wanted).send());
+        let info = info.map_err(Refusal::Final)?.map_err(|e| self.explain(e, revision))?;
         match info.sha.filter(|sha| is_commit(sha)) {
             Some(sha) => Ok(sha),
             None => Err(self.malformed(format!("named no commit for revision {revision}"))),
@@ -64,9 +73,10 @@ impl<'a> Listing<'a> {
 
     /// All files of `commit`.
     pub(super) fn files(&self, commit: &str) -> std::result::Result<Commit, Refusal> {
-        let tree = self.repo.list_tree().revision(commit).recursive(true).send();
+        let wanted = commit.to_owned();
+        let tree = self.ask(move |repo| repo.list_tree().revision(wanted).recursive(true).send());
         let mut files = BTreeMap::new();
-        for entry in tree.map_err(|e| self.explain(e, commit))? {
+        for entry in tree.map_err(Refusal::Final)?.map_err(|e| self.explain(e, commit))? {
             let RepoTreeEntry::File { path, size, oid, lfs, .. } = entry else { continue };
             if !stays_inside(&path) {
                 return Err(self.malformed(format!("listed a file outside the repository: {path:?}")));
@@ -84,6 +94,27 @@ impl<'a> Listing<'a> {
             files.insert(path, Entry { size, lfs: lfs.is_some(), checksum, verified: None });
         }
         Ok(Commit { listed: true, files })
+    }
+
+    /// hf-hub cannot be interrupted, so it works on a thread that is left behind when the caller wants to stop: it
+    /// changes nothing, and ends with its time-outs at the latest.
+    fn ask<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(HFRepositorySync<RepoTypeModel>) -> R + Send + 'static,
+    ) -> Result<R> {
+        let repo = self.repo.clone();
+        let (answer, answered) = mpsc::channel();
+        std::thread::spawn(move || answer.send(question(repo)));
+        loop {
+            self.monitor.check()?;
+            match answered.recv_timeout(TICK) {
+                Ok(answer) => return Ok(answer),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::hub(self.id, "the request ended without an answer"));
+                }
+            }
+        }
     }
 
     fn malformed(&self, what: String) -> Refusal {

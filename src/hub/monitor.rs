@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::{Error, Result};
 
 /// The callback is asked at least this often, also while nothing arrives.
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// What is being done to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

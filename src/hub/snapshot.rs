@@ -60,7 +60,7 @@ impl<'a> Snapshot<'a> {
         let cached = self.cache().read_ref(revision)?;
         if self.cut_off.is_none() {
             self.verifier.monitor().report(Stage::Listing, "", (0, 0))?;
-            match Listing::new(self.hub, &self.repo.id)?.commit(revision) {
+            match Listing::new(self.hub, &self.repo.id, self.verifier.monitor())?.commit(revision) {
                 Ok(commit) => return Ok(commit),
                 Err(refusal) => self.cut_off(refusal, cached.is_some())?,
             }
@@ -97,7 +97,7 @@ impl<'a> Snapshot<'a> {
         }
         if self.cut_off.is_none() {
             self.verifier.monitor().report(Stage::Listing, "", (0, 0))?;
-            match Listing::new(self.hub, &self.repo.id)?.files(&self.commit) {
+            match Listing::new(self.hub, &self.repo.id, self.verifier.monitor())?.files(&self.commit) {
                 Ok(listed) => found = listed,
                 Err(refusal) => self.cut_off(refusal, !found.files.is_empty())?,
             }

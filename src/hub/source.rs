@@ -13,7 +13,6 @@ use crate::{Error, Result};
 #[non_exhaustive]
 pub enum Kind {
     /// Qwen2.5-VL.
-    #[serde(rename = "qwen2_5_vl")]
     Qwen2_5Vl,
     /// CLIP, both towers.
     Clip,

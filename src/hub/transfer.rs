@@ -17,10 +17,9 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use super::Hub;
 use super::hash::{Checksum, Hasher};
 use super::listing::{Wanted, root_cause};
-use super::monitor::{Monitor, Stage};
+use super::monitor::{Monitor, Stage, TICK};
 use crate::{Error, Result};
 
-const TICK: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const REDIRECTS: usize = 10;
 /// Bytes between two reports of progress.
