@@ -7,8 +7,8 @@ Reference: f32 (and one bf16 run), CPU, eager attention, greedy decoding by argm
 
 Checkpoints
     qwen_base   patch 14, 4 heads on 2, bf16 file, old tensor names, one file
-    qwen_gqa    patch 4, GQA 3:1, f32, old names, sharded
-    qwen_tied   patch 4, tied embeddings, f32, the names and nested config of transformers >= 4.52
+    qwen_gqa    patch 4, GQA 3:1, f32 file, old names, sharded
+    qwen_tied   patch 4, tied embeddings, f16 file, the names and nested config of transformers >= 4.52
 
 Pixel rows are not stored: value i of a tensor with seed s is noise(i, s), see below; the test computes the same.
 """
@@ -245,7 +245,7 @@ def main():
     torch.set_num_threads(1)
     make(out / "qwen_base", config(64, 4, 2, [2, 3, 3], 14, 32, 4, False), list(CASES), torch.bfloat16, seed=1)
     make(out / "qwen_gqa", config(48, 6, 2, [1, 1, 2], 4, 16, 2, False), ["text", "mixed"], shard="80KB", seed=2)
-    make(out / "qwen_tied", config(48, 3, 1, [2, 3, 3], 4, 16, 2, True), ["image", "video"], new_layout=True, seed=4)
+    make(out / "qwen_tied", config(48, 3, 1, [2, 3, 3], 4, 16, 2, True), ["image", "video"], torch.float16, new_layout=True, seed=6)
 
 
 if __name__ == "__main__":
