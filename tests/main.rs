@@ -3,6 +3,7 @@
 
 mod clip;
 mod feature_cache;
+mod gradcheck;
 mod hub;
 mod nn;
 mod parsers;
