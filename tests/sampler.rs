@@ -297,14 +297,14 @@ fn batch_equals_singles() {
         for (&i, logits) in batch.iter().zip(net.forward_batch(&together).unwrap()) {
             let difference = largest_difference(&logits, &singles[i]);
             let scale = f32s(&singles[i]).iter().fold(1f32, |m, z| m.max(z.abs()));
-            assert!(difference < 2e-5 * scale, "item {:?} in {batch:?}: {difference:e} of {scale}", sizes[i]);
+            assert!(difference < 1e-5 * scale, "item {:?} in {batch:?}: {difference:e} of {scale}", sizes[i]);
         }
     };
     for batch in [&[0, 1, 2, 3, 4, 5][..], &[1, 4], &[1, 0], &[2, 3], &[5, 5]] {
         check(batch);
     }
     let far = net.forward_batch(&[items[1].clone(), matrix(1, 5000, 1)]).unwrap();
-    assert!(largest_difference(&far[0], &singles[1]) < 1e-4);
+    assert!(largest_difference(&far[0], &singles[1]) < 1e-5);
     assert!(net.forward_batch(&[]).unwrap().is_empty());
 }
 
@@ -527,17 +527,17 @@ fn loading_names_files_that_are_no_samplers() {
 const FRAMES: usize = 24;
 
 /// One query that peaks at a random frame; the frame asked for is the one after it.
-fn episode(rng: &mut StdRng) -> (Tensor, usize) {
-    let peak = rng.random_range(1..FRAMES - 1);
+fn episode(frames: usize, rng: &mut StdRng) -> (Tensor, usize) {
+    let peak = rng.random_range(1..frames - 1);
     let row: Vec<f32> =
-        (0..FRAMES).map(|t| rng.random_range(0.16..0.2) + if t == peak { 0.1 } else { 0. }).collect();
-    (Tensor::from_vec(row, (1, FRAMES), &Device::Cpu).unwrap(), peak + 1)
+        (0..frames).map(|t| rng.random_range(0.16..0.2) + if t == peak { 0.1 } else { 0. }).collect();
+    (Tensor::from_vec(row, (1, frames), &Device::Cpu).unwrap(), peak + 1)
 }
 
 /// Share of fresh episodes in which the frame asked for has the largest weight.
-fn accuracy(net: &UNet1d) -> f32 {
+fn accuracy(net: &UNet1d, frames: usize) -> f32 {
     let mut rng = StdRng::seed_from_u64(99);
-    let (rows, targets): (Vec<_>, Vec<_>) = (0..200).map(|_| episode(&mut rng)).unzip();
+    let (rows, targets): (Vec<_>, Vec<_>) = (0..200).map(|_| episode(frames, &mut rng)).unzip();
     let logits = net.forward_batch(&rows).unwrap();
     let right = logits.iter().zip(targets).filter(|(z, target)| top_k(&f32s(z), 1).unwrap() == [*target]);
     right.count() as f32 / 200.
@@ -545,7 +545,7 @@ fn accuracy(net: &UNet1d) -> f32 {
 
 /// REINFORCE on draws of two frames, reward 1 when the right one is among them. `shuffled` deals the same rewards to
 /// other draws.
-fn train(shuffled: bool) -> (f32, f32) {
+fn train(shuffled: bool) -> (f32, UNet1d) {
     const BATCH: usize = 24;
     const DRAWS: usize = 4;
     let config = Config { channels: vec![16, 24], stem: 8, groups: 4, kernel: 3 };
@@ -553,9 +553,9 @@ fn train(shuffled: bool) -> (f32, f32) {
     let settings = ParamsAdamW { lr: 5e-3, weight_decay: 0., ..Default::default() };
     let mut optimizer = AdamW::new(vars.into_values().collect(), settings).unwrap();
     let mut rng = StdRng::seed_from_u64(2);
-    let before = accuracy(&net);
+    let before = accuracy(&net, FRAMES);
     for _ in 0..150 {
-        let (rows, targets): (Vec<_>, Vec<_>) = (0..BATCH).map(|_| episode(&mut rng)).unzip();
+        let (rows, targets): (Vec<_>, Vec<_>) = (0..BATCH).map(|_| episode(FRAMES, &mut rng)).unzip();
         let logits = net.forward_batch(&rows).unwrap();
         let mut log_probs = Vec::new();
         let mut rewards = Vec::new();
@@ -577,18 +577,23 @@ fn train(shuffled: bool) -> (f32, f32) {
             (Tensor::stack(&log_probs, 0).unwrap() * advantages).unwrap().mean_all().unwrap().neg().unwrap();
         optimizer.backward_step(&loss).unwrap();
     }
-    (before, accuracy(&net))
+    (before, net.detached().unwrap())
 }
 
 #[test]
 fn reinforce_learns_the_frame_after_the_peak() {
-    let (before, after) = train(false);
+    let (before, net) = train(false);
     assert!(before < 0.1, "top-k cannot pick it: {before}");
-    assert!(after > 0.9, "{before} -> {after}");
+    // At the length it was trained on, and at others.
+    for frames in [FRAMES, 12, 200] {
+        let after = accuracy(&net, frames);
+        assert!(after > 0.9, "{frames} frames: {before} -> {after}");
+    }
 }
 
 #[test]
 fn shuffled_rewards_teach_nothing() {
-    let (before, after) = train(true);
+    let (before, net) = train(true);
+    let after = accuracy(&net, FRAMES);
     assert!(after < 0.2, "{before} -> {after}");
 }
