@@ -12,6 +12,7 @@ mod qwen_generate;
 mod qwen_goldens;
 mod qwen_processor;
 mod sampler;
+mod sampler_learning;
 mod select;
 mod text;
 mod video;
