@@ -3,6 +3,7 @@
 
 mod clip;
 mod feature_cache;
+mod gradcheck;
 mod hub;
 mod nn;
 mod parsers;
@@ -11,6 +12,7 @@ mod qwen_generate;
 mod qwen_goldens;
 mod qwen_processor;
 mod sampler;
+mod sampler_learning;
 mod select;
 mod text;
 mod video;

@@ -8,7 +8,7 @@
 //! - **Length.** Nothing depends on a multiple of anything. A level of the U-Net halves the length rounding up, and the way
 //!   back repeats and crops. The ends see zeros, the average of the normalised features. In a batch of unequal lengths the
 //!   padding is masked out of every convolution, normalisation and pooling: an item gets the logits it gets alone.
-//! - **Reach.** With the default configuration a logit sees about 100 frames to either side, and the whole video through the
+//! - **Reach.** With the default configuration a logit sees about 120 frames to either side, and the whole video through the
 //!   normalised rows and the group statistics.
 //! - **Start.** `logits = head(..) + gain * max over queries of the z-scored row`, `gain` trainable and 1 at the start, the
 //!   head close to zero. An untrained sampler draws frames by softmax of their best z-score: every frame is possible,
