@@ -151,8 +151,14 @@ fn labelled_line(text: &str, options: &[String]) -> Option<usize> {
             (same_words(rest, options) == Some(index)).then_some(index)
         })
     };
-    let found: BTreeSet<usize> =
-        text.lines().filter_map(|line| label(line).or_else(|| letter_alone(line, options.len()))).collect();
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(index) = label(line).or_else(|| letter_alone(line, options.len())) {
+            found.insert(index);
+            // "(A) or (B)" begins with a label and chooses nothing
+            found.extend(mentions(line, &words(line), options.len()));
+        }
+    }
     only(found).filter(|&index| index < options.len())
 }
 
@@ -172,7 +178,9 @@ fn mentions(text: &str, words: &[Word], options: usize) -> BTreeSet<usize> {
             && text[..word.start]
                 .strip_suffix('(')
                 .is_some_and(|head| !head.ends_with(char::is_alphanumeric));
-        let refused = words[at + 1..].iter().take(3).any(|word| AGAINST.contains(&word.text.as_str()));
+        let clause = |next: &&Word| !text[word.end..next.start].contains([',', '.', ';', '\n']);
+        let follow = words[at + 1..].iter().take(3).take_while(clause);
+        let refused = follow.into_iter().any(|word| AGAINST.contains(&word.text.as_str()));
         if (called || bracketed) && !refused {
             found.insert(index);
         }

@@ -1,6 +1,7 @@
 //! A minijinja environment that renders as transformers' jinja2 environment does (4.51.3,
 //! `utils/chat_template_utils.py`): block trimming, Python's methods and spelling of values, `raise_exception`,
-//! `strftime_now`, `tojson` without HTML escapes, and `{% generation %}` blocks.
+//! `strftime_now`, `tojson` without HTML escapes, and `{% generation %}` blocks. Known differences: a tuple prints as a
+//! list, and `strftime_now` is in UTC.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,10 +25,11 @@ pub(super) fn environment() -> Environment<'static> {
     env.add_filter("string", |value: Value| python_str(&value));
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
-    // Python counts text and mappings among sequences, undefined among the empty iterables, and bools among numbers
+    // Python counts text and mappings among sequences, undefined among the empty ones, None nowhere, bools among numbers
     env.add_test("sequence", |value: &Value| {
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
     env
 }

@@ -119,9 +119,8 @@ pub fn parse(reply: &str, question: &Question, max: usize) -> Queries {
     let mut read =
         Queries { queries: Vec::new(), form: Form::Lenient, surplus: 0, repeated: 0, shortened: 0 };
     let (mut seen, mut usable) = (HashSet::new(), 0);
-    for text in candidates.iter().filter_map(|text| clean(text)) {
+    for (text, shortened) in candidates.iter().filter_map(|text| fitted(text)) {
         usable += 1;
-        let (text, shortened) = shorten(&text);
         if !seen.insert(key(&text)) {
             read.repeated += 1;
         } else if read.queries.len() == max {
@@ -194,13 +193,20 @@ fn tagged_items(text: &str) -> Vec<String> {
 /// One line without tags, control characters, quotes or emphasis around it; `None` when nothing is said, or when the
 /// prompt's example came back.
 fn clean(text: &str) -> Option<String> {
-    let text = markup::without_tags(text, &["query", "queries", "think", "answer"]);
+    let text = markup::without_tags(text, &["query", "queries", "think", "answer"]).replace(['<', '>'], " ");
     let words: Vec<&str> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
-    let wrapping = |c: char| c.is_whitespace() || "\"'“”‘’«»`*_[]{}<>,;".contains(c);
+    let wrapping = |c: char| c.is_whitespace() || "\"'“”‘’«»`*_[]{},;".contains(c);
     let text = words.join(" ").trim_matches(wrapping).to_owned();
     let says_something = text.chars().any(char::is_alphanumeric);
     (says_something && !EXAMPLES.contains(&text.as_str())).then_some(text)
+}
+
+/// A cleaned text of fitting length, and whether it was cut.
+fn fitted(text: &str) -> Option<(String, bool)> {
+    let (text, shortened) = shorten(&clean(text)?);
+    // a cut may leave a comma or a quote at the new end
+    Some((clean(&text)?, shortened))
 }
 
 /// Cuts at a word's end, or within a word longer than [`MAX_CHARS`].

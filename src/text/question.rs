@@ -128,7 +128,7 @@ fn without_labels(options: Vec<String>) -> Result<Vec<String>> {
             .map(|option| labels::leading(option).map_or(option.as_str(), |(_, rest)| rest).to_owned())
             .collect());
     }
-    let all_labelled = found.iter().all(Option::is_some);
+    let all_labelled = !named.is_empty() && found.iter().all(Option::is_some);
     if all_labelled && named.len() == options.len() && named.iter().all(|&label| label < options.len()) {
         let order: String = found.iter().flatten().map(|&label| labels::letter(label)).collect();
         return Err(Error::Input(format!(

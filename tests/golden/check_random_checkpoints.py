@@ -3,17 +3,21 @@
 transformers==4.51.3, tokenizers==0.21.*, torch==2.7.1 (CPU)
 
     cargo run --release --example random_checkpoints -- --out DIR
-    python tests/golden/check_random_checkpoints.py DIR
+    python tests/golden/check_random_checkpoints.py DIR [tests/golden/random_tokenizers.json]
 
 Every key must match, every file must load through the Auto classes, a forward pass must be finite, and the slow
-Python path (AutoTokenizer) must give the ids that the `tokenizers` library gives for tokenizer.json.
+Python path (AutoTokenizer) must give the ids that the `tokenizers` library gives for tokenizer.json. With a second
+argument those ids are stored as the golden for our own tokenizer.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import (
@@ -29,6 +33,10 @@ TEXTS = [
     " It's 12:45  o'clock —\n\n\tnaïve café, 北京, emoji 🎬!",
     "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>hi<|im_end|>\n",
 ]
+GOLDEN = {
+    "versions": {"transformers": transformers.__version__, "tokenizers": tokenizers.__version__},
+    "cases": [],
+}
 
 
 def loaded(cls, folder, **kwargs):
@@ -42,6 +50,8 @@ def check_tokenizer(folder):
     fast, auto = Tokenizer.from_file(str(folder / "tokenizer.json")), AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         assert fast.encode(text).ids == auto(text).input_ids, text
+        plain = fast.encode(text, add_special_tokens=False).ids
+        GOLDEN["cases"].append({"folder": folder.name, "text": text, "ids": plain, "decoded": fast.decode(plain)})
     return auto
 
 
@@ -85,3 +95,5 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     check_qwen(root / "qwen2.5-vl")
     check_clip(root / "clip")
+    if len(sys.argv) > 2:
+        Path(sys.argv[2]).write_text(json.dumps(GOLDEN, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
