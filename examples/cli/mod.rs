@@ -1,0 +1,216 @@
+//! What the examples that run the pipeline share: arguments, loading with progress, Ctrl-C, and how errors end.
+#![allow(dead_code)] // each example uses its part
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use msjoe::data::feature_cache;
+use msjoe::hub::{self, Hub};
+use msjoe::pipeline::{Event, Options, Pipeline, QuerySource, Step, Weights};
+use msjoe::select::{Draw, Strategy};
+use msjoe::text::Question;
+
+/// The video and the question.
+#[derive(Args)]
+pub struct Ask {
+    /// Video file, or a folder of images (one per second)
+    #[arg(long)]
+    pub video: PathBuf,
+    /// The question
+    #[arg(long)]
+    pub question: String,
+    /// An option of a multiple-choice question, "A. red"; repeat for each
+    #[arg(long = "option")]
+    pub options: Vec<String>,
+    /// Key frames K
+    #[arg(long, default_value_t = 32)]
+    pub frames: usize,
+    /// Candidate frames per second of video
+    #[arg(long, default_value_t = 1.0)]
+    pub fps: f64,
+    /// How key frames are chosen: msjoe, top-k or uniform
+    #[arg(long, default_value = "msjoe")]
+    pub strategy: Strategy,
+    /// A visual query of your own instead of the model's; repeat for more
+    #[arg(long = "query")]
+    pub queries: Vec<String>,
+    /// Draw the key frames at random with this seed; without it the K largest weights are taken
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Most visual tokens of all key frames together
+    #[arg(long, default_value_t = Options::default().key_frame_tokens)]
+    pub tokens: usize,
+    /// Decoding threads; 0 is one per core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Most tokens of the answer
+    #[arg(long, default_value_t = Options::default().answer_tokens)]
+    pub answer_tokens: usize,
+    /// Most tokens of the query turn
+    #[arg(long, default_value_t = Options::default().query_tokens)]
+    pub query_tokens: usize,
+}
+
+/// The models.
+#[derive(Args)]
+pub struct Models {
+    /// Language model: a known name, a Hub repository org/name[@revision], or a folder
+    #[arg(long, default_value = "qwen2.5-vl-7b")]
+    pub mllm: String,
+    /// CLIP: a known name, a Hub repository, or a folder
+    #[arg(long, default_value = "clip-vit-large-patch14")]
+    pub clip: String,
+    /// Trained sampler (safetensors); without it an untrained one follows the similarities
+    #[arg(long)]
+    pub sampler: Option<PathBuf>,
+    /// cpu or cuda[:N]
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Precision of the language model: auto, f32, bf16 or f16
+    #[arg(long, default_value = "auto")]
+    pub dtype: String,
+    /// Compute CLIP features anew and keep none
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+impl Ask {
+    pub fn question(&self) -> Result<Question> {
+        Ok(Question::new(self.question.clone(), self.options.clone())?)
+    }
+
+    pub fn pipeline_options(&self) -> Result<Options> {
+        let options = Options {
+            strategy: self.strategy,
+            key_frames: self.frames,
+            fps: self.fps,
+            draw: self.seed.map_or(Draw::TopK, |seed| Draw::Gumbel { seed }),
+            queries: if self.queries.is_empty() {
+                QuerySource::Model
+            } else {
+                QuerySource::Given(self.queries.clone())
+            },
+            key_frame_tokens: self.tokens,
+            threads: self.threads,
+            answer_tokens: self.answer_tokens,
+            query_tokens: self.query_tokens,
+            ..Options::default()
+        };
+        // Before gigabytes of weights are looked for.
+        options.validate()?;
+        anyhow::ensure!(self.video.exists(), "{}: no such file or folder", self.video.display());
+        Ok(options)
+    }
+}
+
+impl Models {
+    /// Loads what the strategy needs; `answers` when the language model is to answer as well.
+    pub fn load(&self, options: &Options, answers: bool, stop: &Stop) -> Result<Pipeline> {
+        let hub = Hub::from_env()?;
+        let needs_clip = options.strategy != Strategy::Uniform;
+        let needs_model = answers || (needs_clip && options.queries == QuerySource::Model);
+        let fetch = |spec: &str| -> Result<PathBuf> {
+            let bar = bar("bytes");
+            let resolved = hub::resolve(&hub, spec, &mut |progress| {
+                bar.set_length(progress.total);
+                bar.set_position(progress.done);
+                bar.set_message(progress.file.clone());
+                stop.flow()
+            })?;
+            bar.finish_and_clear();
+            resolved.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            Ok(resolved.folder)
+        };
+        let device = msjoe::device::device(&self.device)?;
+        let dtype = msjoe::device::dtype(&self.dtype, &device)?;
+        let weights = Weights {
+            mllm: needs_model.then(|| fetch(&self.mllm)).transpose()?,
+            clip: needs_clip.then(|| fetch(&self.clip)).transpose()?,
+            sampler: self.sampler.clone(),
+            cache: if self.no_cache { None } else { feature_cache::default_dir() },
+            device,
+            dtype,
+        };
+        Ok(Pipeline::load(&weights)?)
+    }
+}
+
+/// Set by Ctrl-C; the running step ends at its next frame, token or block.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub fn on_ctrl_c() -> Result<Self> {
+        let stop = Self::default();
+        let flag = stop.0.clone();
+        ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+        Ok(stop)
+    }
+
+    pub fn flow(&self) -> ControlFlow<()> {
+        if self.0.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// An observer that shows progress on stderr while it is a terminal.
+pub fn observer(stop: &Stop) -> impl FnMut(Event) -> ControlFlow<()> + use<> {
+    let (bar, stop) = (bar("frames"), stop.clone());
+    let (mut current, mut tokens) = (Step::Watch, 0);
+    move |event| {
+        let step = match event {
+            Event::Progress { step, .. } | Event::Text { step, .. } => step,
+        };
+        if step != current {
+            (current, tokens) = (step, 0);
+            bar.reset();
+        }
+        match event {
+            Event::Progress { done, total, .. } => {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+                bar.set_message(format!("{step:?}"));
+                if done == total {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::Text { .. } => {
+                tokens += 1;
+                bar.set_message(format!("{step:?}: {tokens} tokens"));
+            }
+        }
+        stop.flow()
+    }
+}
+
+fn bar(unit: &str) -> ProgressBar {
+    let form = match unit {
+        "bytes" => "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left  {msg}",
+        _ => "{bar:30} {pos}/{len} {per_sec} {eta} left  {msg}",
+    };
+    let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style)
+}
+
+/// Runs an example: warnings of the library and errors go to stderr, an error ends with exit code 1.
+pub fn run(main: impl FnOnce() -> Result<()>) -> std::process::ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match main() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+/// `h:mm:ss` of a time in seconds.
+pub fn clock(seconds: f64) -> String {
+    let whole = seconds as u64;
+    format!("{}:{:02}:{:04.1}", whole / 3600, whole / 60 % 60, seconds - (whole - whole % 60) as f64)
+}
