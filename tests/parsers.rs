@@ -333,6 +333,10 @@ fn options_are_read_by_their_words() {
         &["red or blue", "red and dark red", "blueish", "It is not blue.", "green", "", "?", "(A) or (B)"],
         None,
     );
+    chooses(
+        &["The answer is B or C", "The answer is A and B", "Option A or B", "Either B or C.", "It is not B"],
+        None,
+    );
     chooses(&["option A or option B", "A. red\nB. blue", "<answer>green</answer> B"], None);
 }
 

@@ -118,6 +118,7 @@ fn announced(text: &str, words: &[Word], options: usize) -> Option<usize> {
 /// The place a one-letter word names, when it stands as a label: wrapped, or followed by punctuation or the end, or a
 /// capital that is no English word. `A` may also be followed by a reason ("A because …").
 fn labels_at(text: &str, word: &Word, options: usize) -> Option<usize> {
+    const REASONS: [&str; 8] = ["because", "since", "as", "based", "given", "due", "is", "for"];
     let letter = text[word.start..word.end].chars().next()?;
     let index = labels::index(letter).filter(|&index| word.end - word.start == 1 && index < options)?;
     let after = &text[word.end..];
@@ -126,15 +127,17 @@ fn labels_at(text: &str, word: &Word, options: usize) -> Option<usize> {
         return None;
     }
     let line_ends = after.lines().next().is_none_or(|line| line.trim().is_empty());
-    let follower = words(after.lines().next().unwrap_or_default()).into_iter().next().map(|word| word.text);
+    let followers = words(after.lines().next().unwrap_or_default());
+    let follower = followers.first().map(|word| word.text.as_str());
+    if matches!(follower, Some("or" | "and")) && followers.get(1).is_some_and(|word| word.text.len() == 1) {
+        return None;
+    }
     let stands = match next {
         _ if line_ends => true,
         Some(c) if !c.is_whitespace() => true,
         _ if letter.is_lowercase() => false,
         _ if !matches!(letter, 'A' | 'I') => true,
-        _ => follower.is_none_or(|word| {
-            ["because", "since", "as", "based", "given", "due", "and", "is", "for"].contains(&word.as_str())
-        }),
+        _ => follower.is_none_or(|word| REASONS.contains(&word)),
     };
     stands.then_some(index)
 }
@@ -173,6 +176,10 @@ fn mentions(text: &str, words: &[Word], options: usize) -> BTreeSet<usize> {
         let called = at > 0
             && matches!(words[at - 1].text.as_str(), "option" | "choice")
             && (letter.is_uppercase() || labels_at(text, word, options).is_some());
+        let joined = at > 1
+            && matches!(words[at - 1].text.as_str(), "or" | "and")
+            && words[at - 2].text.len() == 1
+            && words[at - 2].text.chars().next().and_then(labels::index).is_some_and(|i| found.contains(&i));
         let bracketed = letter.is_uppercase()
             && text[word.end..].starts_with(')')
             && text[..word.start]
@@ -181,7 +188,7 @@ fn mentions(text: &str, words: &[Word], options: usize) -> BTreeSet<usize> {
         let clause = |next: &&Word| !text[word.end..next.start].contains([',', '.', ';', '\n']);
         let follow = words[at + 1..].iter().take(3).take_while(clause);
         let refused = follow.into_iter().any(|word| AGAINST.contains(&word.text.as_str()));
-        if (called || bracketed) && !refused {
+        if (called || joined || bracketed) && !refused {
             found.insert(index);
         }
     }
@@ -220,6 +227,10 @@ fn quoted_options(found: &[Word], options: &[String]) -> BTreeSet<usize> {
 /// "I think it is B.": a capital that ends the text.
 fn last_letter(text: &str, words: &[Word], options: usize) -> Option<usize> {
     let word = words.last().filter(|word| word.end - word.start == 1)?;
+    let before = words.len().checked_sub(2).map(|at| words[at].text.as_str());
+    if matches!(before, Some("or" | "and" | "not")) {
+        return None;
+    }
     let letter = text[word.start..].chars().next().filter(|letter| letter.is_uppercase())?;
     labels::index(letter).filter(|&index| index < options)
 }

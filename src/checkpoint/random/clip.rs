@@ -107,14 +107,14 @@ fn validate(spec: &ClipSpec) -> Result<()> {
     ];
     for (tower, hidden, layers, heads) in towers {
         require(
-            hidden > 0 && layers > 0 && heads > 0 && hidden % heads == 0,
+            hidden > 0 && layers > 0 && heads > 0 && hidden.is_multiple_of(heads),
             format!(
                 "ClipSpec: {tower} tower of width {hidden}, {layers} layers and {heads} heads: none may be 0, and the heads must divide the width"
             ),
         )?;
     }
     require(
-        spec.patch > 0 && spec.image_size > 0 && spec.image_size % spec.patch == 0,
+        spec.patch > 0 && spec.image_size > 0 && spec.image_size.is_multiple_of(spec.patch),
         format!("ClipSpec: image_size {} must be a multiple of patch {}", spec.image_size, spec.patch),
     )?;
     require(spec.projection > 0, "ClipSpec: projection must not be 0")?;

@@ -124,15 +124,17 @@ fn validate(spec: &QwenSpec) -> Result<()> {
     let head_dim = spec.hidden.checked_div(spec.heads).unwrap_or(0);
     let vision_head = spec.vision_hidden.checked_div(spec.vision_heads).unwrap_or(0);
     require(
-        head_dim > 0 && head_dim * spec.heads == spec.hidden && head_dim % 8 == 0,
+        head_dim > 0 && head_dim * spec.heads == spec.hidden && head_dim.is_multiple_of(8),
         format!("QwenSpec: hidden {} over {} heads must give a multiple of 8", spec.hidden, spec.heads),
     )?;
     require(
-        spec.kv_heads > 0 && spec.heads % spec.kv_heads == 0,
+        spec.kv_heads > 0 && spec.heads.is_multiple_of(spec.kv_heads),
         format!("QwenSpec: kv_heads {} must divide heads {}", spec.kv_heads, spec.heads),
     )?;
     require(
-        vision_head > 0 && vision_head * spec.vision_heads == spec.vision_hidden && vision_head % 4 == 0,
+        vision_head > 0
+            && vision_head * spec.vision_heads == spec.vision_hidden
+            && vision_head.is_multiple_of(4),
         format!(
             "QwenSpec: vision_hidden {} over {} heads must give a multiple of 4",
             spec.vision_hidden, spec.vision_heads
