@@ -337,6 +337,8 @@ fn options_are_read_by_their_words() {
         &["The answer is B or C", "The answer is A and B", "Option A or B", "Either B or C.", "It is not B"],
         None,
     );
+    chooses(&["It is not option B.", "It isn't B.", "Neither (A) nor (B)", "Option B is wrong"], None);
+    chooses(&["It is not option A but option B", "Not (A) but option B", "Option B, not option A"], Some(1));
     chooses(&["option A or option B", "A. red\nB. blue", "<answer>green</answer> B"], None);
 }
 

@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 
 use super::labels;
 
+/// Words that turn what stands near them into its opposite.
+const DENIALS: [&str; 9] = ["not", "isn", "wasn", "aren", "never", "neither", "nor", "no", "except"];
+
 /// A run of letters or digits, lower-cased, and where it stands.
 struct Word {
     text: String,
@@ -15,14 +18,16 @@ struct Word {
 /// The option that `text` names, by letter or by its own words.
 pub(super) fn resolve(text: &str, options: &[String]) -> Option<usize> {
     let words = words(text);
+    let named = mentions(text, &words, options.len());
+    let alone = named.is_empty();
     let whole = |text: &str| letter_alone(text, options.len()).or_else(|| same_words(text, options));
     whole(text)
         .or_else(|| announced(text, &words, options.len()))
         .or_else(|| labelled_line(text, options))
         .or_else(|| text.lines().rfind(|line| !line.trim().is_empty()).and_then(whole))
-        .or_else(|| only(mentions(text, &words, options.len())))
+        .or_else(|| only(named))
         .or_else(|| only(quoted_options(&words, options)))
-        .or_else(|| last_letter(text, &words, options.len()))
+        .or_else(|| last_letter(text, &words, options.len()).filter(|_| alone))
 }
 
 /// A text that is one letter, whatever punctuation or emphasis surrounds it.
@@ -167,8 +172,8 @@ fn labelled_line(text: &str, options: &[String]) -> Option<usize> {
 
 /// Letters called options, "option B", or put in brackets, "(B)", where they are not called wrong.
 fn mentions(text: &str, words: &[Word], options: usize) -> BTreeSet<usize> {
-    const AGAINST: [&str; 9] =
-        ["not", "isn", "incorrect", "wrong", "eliminated", "excluded", "false", "unlikely", "impossible"];
+    const AGAINST: [&str; 7] =
+        ["incorrect", "wrong", "eliminated", "excluded", "false", "unlikely", "impossible"];
     let mut found = BTreeSet::new();
     for (at, word) in words.iter().enumerate().filter(|(_, word)| word.end - word.start == 1) {
         let letter = text[word.start..].chars().next().unwrap_or_default();
@@ -187,7 +192,10 @@ fn mentions(text: &str, words: &[Word], options: usize) -> BTreeSet<usize> {
                 .is_some_and(|head| !head.ends_with(char::is_alphanumeric));
         let clause = |next: &&Word| !text[word.end..next.start].contains([',', '.', ';', '\n']);
         let follow = words[at + 1..].iter().take(3).take_while(clause);
-        let refused = follow.into_iter().any(|word| AGAINST.contains(&word.text.as_str()));
+        let before = words[at.saturating_sub(3)..at].iter();
+        let denied = before.filter(|before| !text[before.end..word.start].contains([',', '.', ';', '\n']));
+        let against = |word: &Word| [&AGAINST[..], &DENIALS[..]].concat().contains(&word.text.as_str());
+        let refused = follow.chain(denied).any(against);
         if (called || joined || bracketed) && !refused {
             found.insert(index);
         }
@@ -197,7 +205,6 @@ fn mentions(text: &str, words: &[Word], options: usize) -> BTreeSet<usize> {
 
 /// Options whose words occur in a row, not denied just before, and not merely inside a longer option's.
 fn quoted_options(found: &[Word], options: &[String]) -> BTreeSet<usize> {
-    const DENIALS: [&str; 9] = ["not", "isn", "wasn", "aren", "never", "neither", "nor", "no", "except"];
     let mut spans: Vec<(usize, usize, usize)> = Vec::new();
     for (index, option) in options.iter().enumerate() {
         let wanted: Vec<String> = words(option).into_iter().map(|word| word.text).collect();
@@ -227,8 +234,11 @@ fn quoted_options(found: &[Word], options: &[String]) -> BTreeSet<usize> {
 /// "I think it is B.": a capital that ends the text.
 fn last_letter(text: &str, words: &[Word], options: usize) -> Option<usize> {
     let word = words.last().filter(|word| word.end - word.start == 1)?;
-    let before = words.len().checked_sub(2).map(|at| words[at].text.as_str());
-    if matches!(before, Some("or" | "and" | "not")) {
+    let before = words.iter().rev().skip(1).take(3).map(|word| word.text.as_str());
+    if before
+        .into_iter()
+        .any(|word| DENIALS.contains(&word) || ["or", "and", "option", "choice"].contains(&word))
+    {
         return None;
     }
     let letter = text[word.start..].chars().next().filter(|letter| letter.is_uppercase())?;
