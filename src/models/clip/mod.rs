@@ -30,7 +30,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// Images that go through the tower together: enough for the matrix products, little enough for the caches.
-pub const IMAGE_BATCH: usize = 8;
+pub const IMAGE_BATCH: usize = 4;
 
 /// Texts that go through the tower together.
 const TEXT_BATCH: usize = 64;
