@@ -5,13 +5,12 @@
 //! {"name":"clip-l14","with":"msjoe","batch":4,"threads":2,"images_per_second":..,"peak_mib":..}
 //! ```
 
-use std::sync::Mutex;
+mod random;
+
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::VarBuilder;
-use candle_nn::var_builder::SimpleBackend;
+use anyhow::Result;
+use candle_core::{Device, Tensor};
 use clap::{Parser, ValueEnum};
 use msjoe::models::clip::{VisionConfig, VisionModel};
 use rand::rngs::StdRng;
@@ -38,32 +37,6 @@ enum Size {
     B32,
 }
 
-/// A checkpoint that holds a random tensor under every name.
-struct Random(Mutex<StdRng>);
-
-impl SimpleBackend for Random {
-    fn get(
-        &self,
-        shape: Shape,
-        _: &str,
-        _: candle_nn::Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        let mut rng = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        let values: Vec<f32> = (0..shape.elem_count()).map(|_| rng.random_range(-0.03..0.03)).collect();
-        Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("{name} was asked for without a shape")
-    }
-
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
-    }
-}
-
 fn config(size: Size) -> (VisionConfig, usize) {
     let l14 = VisionConfig {
         hidden_size: 1024,
@@ -79,20 +52,10 @@ fn config(size: Size) -> (VisionConfig, usize) {
     }
 }
 
-/// Peak resident memory of this process in MiB.
-fn peak_mib() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).context("no VmHWM")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("no value")?.parse()?;
-    Ok(kib / 1024)
-}
-
 fn main() -> Result<()> {
     let args = Args::parse();
     let (cfg, projection_dim) = config(args.size);
-    let backend = Random(Mutex::new(StdRng::seed_from_u64(0)));
-    let vb = VarBuilder::from_backend(Box::new(backend), DType::F32, Device::Cpu);
-    let model = VisionModel::new(&cfg, projection_dim, vb)?;
+    let model = VisionModel::new(&cfg, projection_dim, random::var_builder())?;
     let side = cfg.image_size;
     let pixels: Vec<f32> = {
         let mut rng = StdRng::seed_from_u64(1);
@@ -106,15 +69,14 @@ fn main() -> Result<()> {
         model.forward(&pixels)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    let median = (seconds[(seconds.len() - 1) / 2] + seconds[seconds.len() / 2]) / 2.0;
+    let median = random::median(seconds);
     let out = serde_json::json!({
         "name": match args.size { Size::L14 => "clip-l14", Size::B32 => "clip-b32" },
         "with": "msjoe",
         "batch": args.batch,
         "threads": rayon::current_num_threads(),
         "images_per_second": (args.batch as f64 / median * 1e4).round() / 1e4,
-        "peak_mib": peak_mib()?,
+        "peak_mib": random::peak_mib()?,
     });
     println!("{out}");
     Ok(())
