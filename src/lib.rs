@@ -27,6 +27,7 @@ pub mod similarity;
 pub mod select;
 
 pub mod models;
+pub mod parity;
 
 pub mod data;
 

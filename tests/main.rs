@@ -6,6 +6,7 @@ mod feature_cache;
 mod gradcheck;
 mod hub;
 mod nn;
+mod parity;
 mod parsers;
 mod pipeline;
 mod qwen_config;

@@ -118,7 +118,8 @@ fn random_prompts_as_the_reference() {
 #[test]
 fn temporal_ids_are_rounded_as_in_f32() {
     let ids = prompt(1, 16, 0);
-    let made = positions(&ids, &[video([16, 2, 2], 2.0 / 0.12)], &config(2.0), PositionRule::Max).unwrap();
+    let made =
+        positions(&ids, &[video([16, 2, 2], (2f64 / 0.12) as f32)], &config(2.0), PositionRule::Max).unwrap();
     assert_eq!(made.ids[16], [1 + 499, 1, 1]);
 }
 

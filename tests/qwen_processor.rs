@@ -152,7 +152,7 @@ proptest! {
         }
     }
 
-    /// With room for a few tokens on each edge the aspect ratio is kept: off by less than half a token on either edge.
+    /// With room for a few tokens on each edge the aspect ratio is kept: off by at most three quarters of a token on one edge.
     #[test]
     fn plans_keep_the_aspect_ratio(width in 300u32..4000, height in 300u32..4000, tokens in 30usize..800) {
         prop_assume!(width.max(height) <= 4 * width.min(height));
