@@ -130,7 +130,7 @@ impl Pipeline {
         let start = Instant::now();
         let watched = self.watch(&video, &candidates, options, observe)?;
         steps.push(StepReport::of(Step::Watch, start));
-        let choice = self.choose_frames(&watched, candidates.duration, question, options, &mut steps, observe)?;
+        let choice = self.choose_frames(&watched, question, options, &mut steps, observe)?;
 
         let mut warnings = self.warnings.clone();
         warnings.extend(watched.warnings);
@@ -157,7 +157,6 @@ impl Pipeline {
     fn choose_frames(
         &self,
         watched: &Watched,
-        duration: f64,
         question: &Question,
         options: &Options,
         steps: &mut Vec<StepReport>,
@@ -167,7 +166,7 @@ impl Pipeline {
         let (mut queries, mut query_reply) = (None, None);
         if let (Some(clip), Some(features)) = (&self.clip, &watched.features) {
             let start = Instant::now();
-            let (asked, reply) = self.ask(watched, duration, question, options, observe)?;
+            let (asked, reply) = self.ask(watched, question, options, observe)?;
             if let Some(reply) = &reply {
                 steps.push(StepReport::of_reply(Step::Ask, start, reply));
             }
@@ -194,7 +193,6 @@ impl Pipeline {
     fn ask(
         &self,
         watched: &Watched,
-        duration: f64,
         question: &Question,
         options: &Options,
         observe: Observer,
@@ -207,7 +205,7 @@ impl Pipeline {
         let model = self.language_model("queries")?;
         let turn = Turn {
             show: if watched.previews.is_empty() { Show::Nothing } else { Show::Images(&watched.previews) },
-            text: &query::prompt(question, watched.previews.len(), duration, options.max_queries),
+            text: &query::prompt(question, watched.previews.len(), watched.duration, options.max_queries),
             max_new_tokens: options.query_tokens,
             sampling: options.sampling.clone().unwrap_or_else(|| model.sampling()),
         };
@@ -226,7 +224,9 @@ impl Pipeline {
             Strategy::Uniform => return Ok(()),
             _ if self.clip.is_none() => "CLIP weights",
             Strategy::Msjoe if self.sampler.is_none() => "a sampler",
-            _ if options.queries == QuerySource::Model && self.model.is_none() => "a language model for the queries",
+            _ if options.queries == QuerySource::Model && self.model.is_none() => {
+                "a language model for the queries"
+            }
             _ => return Ok(()),
         };
         Err(Error::Input(format!(

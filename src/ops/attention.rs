@@ -231,14 +231,13 @@ impl Attention {
             tasks.sort_by_key(|(_, at, _)| std::cmp::Reverse(*at));
         }
         tasks.into_par_iter().for_each_init(Vec::new, |scores, (segment, at, head)| {
-            let (to, to_lse) = (to, to_lse);
             let block = self.block(q, heads, head, segment, at);
             let part = self.part(k, v, heads, head, segment);
             let row = segment.0 + at;
             // SAFETY: the tasks cover each (row, head) once, so the rows written here are this task's alone.
             unsafe {
-                let out = Out { data: to.data.add(row * stride + head * heads.width), stride };
-                block.forward(&[part], out, to_lse.data.add(head * to_lse.stride + row), scores);
+                let out = to.rows(row * stride + head * heads.width, stride);
+                block.forward(&[part], out, to_lse.rows(head * rows + row, 1).data, scores);
             }
         });
         (out, lse)

@@ -40,14 +40,23 @@ pub fn attention_cached(q: &Tensor, sequences: &[CachedKeys], scale: f64) -> Res
         for (k, v) in &sequence.parts {
             let (_, hkv, dk) = k.dims3()?;
             if dk != d || hkv == 0 || h % hkv != 0 || v.dims() != k.dims() {
-                candle_core::bail!("attention: q {:?}, k {:?} and v {:?} do not fit", q.dims(), k.dims(), v.dims())
+                candle_core::bail!(
+                    "attention: q {:?}, k {:?} and v {:?} do not fit",
+                    q.dims(),
+                    k.dims(),
+                    v.dims()
+                )
             }
         }
         if sequence.keys()? < sequence.rows {
             candle_core::bail!("attention: {} new rows, but only {} keys", sequence.rows, sequence.keys()?)
         }
     }
-    if fused(q) { fused_cached(&q.contiguous()?, sequences, scale as f32) } else { composed(q, sequences, scale) }
+    if fused(q) {
+        fused_cached(&q.contiguous()?, sequences, scale as f32)
+    } else {
+        composed(q, sequences, scale)
+    }
 }
 
 /// The composed twin of [`attention_cached`].
@@ -108,13 +117,11 @@ fn fused_cached(q: &Tensor, sequences: &[CachedKeys], scale: f32) -> Result<Tens
     let mut out = vec![0f32; l * h * width];
     let to = Out { data: out.as_mut_ptr(), stride: h * width };
     tasks.into_par_iter().for_each_init(Vec::new, |scores, ((at, block), parts)| {
-        let to = to;
         let mut lse = [0f32; BLOCK];
         // SAFETY: the blocks cover each (row, head) once; `at` is the first element of this block's rows, which lie
         // as far apart as its queries.
         unsafe {
-            let out = Out { data: to.data.add(at), stride: block.queries.stride };
-            block.forward(&parts, out, lse.as_mut_ptr(), scores);
+            block.forward(&parts, to.rows(at, block.queries.stride), lse.as_mut_ptr(), scores);
         }
     });
     Tensor::from_vec(out, (l, h, width), q.device())
@@ -140,7 +147,9 @@ fn blocks<'a>(
     };
     if rows == 1 {
         let heads = group.clone().step_by(BLOCK);
-        return heads.map(|at| block((start * h + at) * width, BLOCK.min(group.end - at), width, keys, 0)).collect();
+        return heads
+            .map(|at| block((start * h + at) * width, BLOCK.min(group.end - at), width, keys, 0))
+            .collect();
     }
     let firsts = || (0..rows).step_by(BLOCK);
     (group.flat_map(|head| firsts().map(move |first| (head, first))))

@@ -40,6 +40,18 @@ pub(super) struct Out {
     pub data: *mut f32,
     pub stride: usize,
 }
+
+impl Out {
+    /// Rows `stride` apart that begin `first` values further on.
+    ///
+    /// # Safety
+    /// `first` must lie inside the buffer.
+    pub unsafe fn rows(self, first: usize, stride: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self { data: unsafe { self.data.add(first) }, stride }
+    }
+}
+
 // SAFETY: each task writes rows of its own, as the callers in `attention.rs` lay out.
 unsafe impl Send for Out {}
 // SAFETY: as above.

@@ -54,7 +54,8 @@ impl Pipeline {
         let sampler = match &weights.sampler {
             Some(file) => UNet1d::load(file, &weights.device)?,
             None => {
-                warnings.push("no sampler file was given: an untrained sampler follows the similarities".into());
+                warnings
+                    .push("no sampler file was given: an untrained sampler follows the similarities".into());
                 UNet1d::init(&Config::default(), 0, &weights.device)?
             }
         };

@@ -37,6 +37,8 @@ pub(super) struct Seen {
 pub(super) struct Watched {
     /// Presentation times of the candidates that were decoded.
     pub seconds: Vec<f64>,
+    /// Length of the video in seconds.
+    pub duration: f64,
     pub previews: Vec<RgbImage>,
     pub features: Option<Features>,
     /// All candidates at the key frames' size, where they were kept.
@@ -58,14 +60,17 @@ impl Candidates {
         }
         let sizes = model.map(|model| sizes(video, options, model)).transpose()?;
         let bytes = |[_, key]: [Size; 2]| 3 * key.width as usize * key.height as usize;
-        let keep = sizes.is_some_and(|sizes| seconds.len().saturating_mul(bytes(sizes)) <= options.frame_memory);
+        let keep =
+            sizes.is_some_and(|sizes| seconds.len().saturating_mul(bytes(sizes)) <= options.frame_memory);
         let previews = uniform(seconds.len(), options.preview_count());
         Ok(Self { previews, duration: video.info.duration, seconds, sizes, keep })
     }
 
     fn fit(&self, which: usize) -> Result<Fit> {
         let Some(sizes) = self.sizes else {
-            return Err(Error::Input("frames for the model: this pipeline was loaded without a language model".into()));
+            return Err(Error::Input(
+                "frames for the model: this pipeline was loaded without a language model".into(),
+            ));
         };
         Ok(Fit::Exact { width: sizes[which].width, height: sizes[which].height })
     }
@@ -100,9 +105,8 @@ impl Pipeline {
             (Some(clip), strategy) if strategy != Strategy::Uniform => clip,
             _ => return Ok(Watched::without_features(candidates)),
         };
-        let mut warnings: Vec<String> = video.warning().map(str::to_owned).into_iter().collect();
         let Some(cache) = &self.cache else {
-            return self.first_pass(clip, video, candidates, options, warnings, observe);
+            return first_pass(clip, video, candidates, options, observe);
         };
         let key = Key {
             video: video.content_hash()?,
@@ -110,67 +114,36 @@ impl Pipeline {
             fps: options.fps,
             preprocessing: clip.processor().description().to_owned(),
         };
-        match cache.get(&key)? {
+        let damaged = match cache.get(&key)? {
             Entry::Hit(features) => {
+                let warnings = video.warning().map(str::to_owned).into_iter().collect();
                 let times = candidates.previews.iter().filter_map(|&i| features.seconds.get(i).copied());
                 let times: Vec<f64> = times.collect();
-                let previews = frames_at(video, times, candidates.fit(PREVIEW), (options, Step::Watch), observe)?;
+                let previews =
+                    frames_at(video, times, candidates.fit(PREVIEW), (options, Step::Watch), observe)?;
                 let seconds = features.seconds.clone();
-                return Ok(Watched { seconds, previews, features: Some(features), kept: None, cached: true, warnings });
+                let duration = candidates.duration;
+                return Ok(Watched {
+                    seconds,
+                    duration,
+                    previews,
+                    features: Some(features),
+                    kept: None,
+                    cached: true,
+                    warnings,
+                });
             }
-            Entry::Miss => {}
+            Entry::Miss => None,
             Entry::Damaged { path, cause } => {
-                warnings.push(format!("{}: damaged feature cache entry, computed again: {cause}", path.display()));
+                Some(format!("{}: damaged feature cache entry, computed again: {cause}", path.display()))
             }
-        }
-        let mut watched = self.first_pass(clip, video, candidates, options, warnings, observe)?;
+        };
+        let mut watched = first_pass(clip, video, candidates, options, observe)?;
+        watched.warnings.extend(damaged);
         if let Some(Err(error)) = watched.features.as_ref().map(|features| cache.put(&key, features)) {
             watched.warnings.push(format!("features were not cached: {error}"));
         }
         Ok(watched)
-    }
-
-    /// Every candidate is decoded once and delivered in all sizes that may be needed.
-    fn first_pass(
-        &self,
-        clip: &Clip,
-        video: &Video,
-        candidates: &Candidates,
-        options: &Options,
-        mut warnings: Vec<String>,
-        observe: Observer,
-    ) -> Result<Watched> {
-        let mut fits = vec![Fit::ShortEdgeCrop(clip.image_size())];
-        let with_previews = !candidates.previews.is_empty();
-        if with_previews {
-            fits.push(candidates.fit(PREVIEW)?);
-        }
-        if candidates.keep {
-            fits.push(candidates.fit(KEY_FRAME)?);
-        }
-        let mut samples =
-            video.samples(&Request { times: Times::Fps(options.fps), fits, threads: options.threads })?;
-        let (mut stream, mut previews, mut kept, mut seconds) = (clip.stream(), vec![], vec![], vec![]);
-        let total = candidates.seconds.len();
-        for sample in samples.by_ref() {
-            let sample = sample?;
-            let mut images = sample.images.into_iter();
-            if let Some(image) = images.next() {
-                stream.push(image)?;
-            }
-            if with_previews {
-                let preview = images.next();
-                previews.extend(preview.filter(|_| candidates.previews.binary_search(&sample.index).is_ok()));
-            }
-            kept.extend(images.next());
-            seconds.push(sample.seconds);
-            step(observe, Step::Watch, seconds.len(), total)?;
-        }
-        warnings.extend(samples.warning().map(str::to_owned));
-        warnings.dedup();
-        let features = Features { embeds: stream.finish()?, seconds: seconds.clone() };
-        let kept = candidates.keep.then_some(kept);
-        Ok(Watched { seconds, previews, features: Some(features), kept, cached: false, warnings })
     }
 
     /// The key frames at the model's size: from the first pass where they were kept, else by seeking.
@@ -193,8 +166,60 @@ impl Pipeline {
 impl Watched {
     fn without_features(candidates: &Candidates) -> Self {
         let seconds = candidates.seconds.clone();
-        Self { seconds, previews: vec![], features: None, kept: None, cached: false, warnings: vec![] }
+        let duration = candidates.duration;
+        Self {
+            seconds,
+            duration,
+            previews: vec![],
+            features: None,
+            kept: None,
+            cached: false,
+            warnings: vec![],
+        }
     }
+}
+
+/// Every candidate is decoded once and delivered in all sizes that may be needed.
+fn first_pass(
+    clip: &Clip,
+    video: &Video,
+    candidates: &Candidates,
+    options: &Options,
+    observe: Observer,
+) -> Result<Watched> {
+    let mut fits = vec![Fit::ShortEdgeCrop(clip.image_size())];
+    let with_previews = !candidates.previews.is_empty();
+    if with_previews {
+        fits.push(candidates.fit(PREVIEW)?);
+    }
+    if candidates.keep {
+        fits.push(candidates.fit(KEY_FRAME)?);
+    }
+    let mut samples =
+        video.samples(&Request { times: Times::Fps(options.fps), fits, threads: options.threads })?;
+    let (mut stream, mut previews, mut kept, mut seconds) = (clip.stream(), vec![], vec![], vec![]);
+    let total = candidates.seconds.len();
+    for sample in samples.by_ref() {
+        let sample = sample?;
+        let mut images = sample.images.into_iter();
+        if let Some(image) = images.next() {
+            stream.push(image)?;
+        }
+        if with_previews {
+            let preview = images.next();
+            previews.extend(preview.filter(|_| candidates.previews.binary_search(&sample.index).is_ok()));
+        }
+        kept.extend(images.next());
+        seconds.push(sample.seconds);
+        step(observe, Step::Watch, seconds.len(), total)?;
+    }
+    let mut warnings: Vec<String> =
+        [video.warning(), samples.warning()].into_iter().flatten().map(str::to_owned).collect();
+    warnings.dedup();
+    let features = Features { embeds: stream.finish()?, seconds: seconds.clone() };
+    let kept = candidates.keep.then_some(kept);
+    let duration = candidates.duration;
+    Ok(Watched { seconds, duration, previews, features: Some(features), kept, cached: false, warnings })
 }
 
 /// The frames on display at `times`, in one size.

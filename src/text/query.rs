@@ -89,7 +89,13 @@ pub fn well_formed<S: AsRef<str>>(reasoning: &str, queries: &[S]) -> String {
 /// The question itself as the only query.
 pub fn of_question(question: &Question) -> Queries {
     let (text, shortened) = shorten(question.text());
-    Queries { queries: vec![text], form: Form::Fallback, surplus: 0, repeated: 0, shortened: shortened.into() }
+    Queries {
+        queries: vec![text],
+        form: Form::Fallback,
+        surplus: 0,
+        repeated: 0,
+        shortened: shortened.into(),
+    }
 }
 
 /// Queries that the caller wrote; cut to CLIP's length like any others.

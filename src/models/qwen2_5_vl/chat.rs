@@ -63,7 +63,8 @@ impl Qwen2_5VlChat {
         let template = ChatTemplate::load(dir)?;
         let processor = Processor::load(dir)?;
         let path = dir.join("generation_config.json");
-        let generation: GenerationConfig = if path.is_file() { read_json(&path)? } else { Default::default() };
+        let generation: GenerationConfig =
+            if path.is_file() { read_json(&path)? } else { Default::default() };
         let model = Qwen2_5Vl::load(dir, dtype, device)?;
         let vocabulary = model.config.text.vocab_size;
         if tokenizer.vocab_size() > vocabulary {
@@ -123,8 +124,10 @@ impl Qwen2_5VlChat {
         match show {
             Show::Nothing => Ok((vec![], vec![])),
             Show::Images(images) => {
-                let patches: Vec<Patches> =
-                    images.iter().map(|i| self.processor.patches(std::slice::from_ref(i))).collect::<Result<_>>()?;
+                let patches: Vec<Patches> = images
+                    .iter()
+                    .map(|i| self.processor.patches(std::slice::from_ref(i)))
+                    .collect::<Result<_>>()?;
                 Ok((patches.iter().map(|p| Media::Image { grid: p.grid }).collect(), patches))
             }
             Show::Video { frames, timing } => {
@@ -168,16 +171,17 @@ impl VideoLanguageModel for Qwen2_5VlChat {
         };
         let mut stream = self.tokenizer.stream();
         let mut failed = None;
-        let completions = self.model.generate(std::slice::from_ref(&prompt), &options, &mut |_, token| {
-            match stream.push(token) {
+        let completions =
+            self.model.generate(std::slice::from_ref(&prompt), &options, &mut |_, token| match stream
+                .push(token)
+            {
                 Ok(piece) if piece.is_empty() => ControlFlow::Continue(()),
                 Ok(piece) => on_text(&piece),
                 Err(error) => {
                     failed = Some(error);
                     ControlFlow::Break(())
                 }
-            }
-        });
+            });
         if let Some(error) = failed {
             return Err(error);
         }

@@ -163,7 +163,7 @@ impl TextConfig {
         divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)?;
         let sum = self.mrope_section.iter().fold(0usize, |sum, section| sum.saturating_add(*section));
         let head_dim = self.head_dim();
-        if head_dim % 2 != 0 || sum != head_dim / 2 {
+        if !head_dim.is_multiple_of(2) || sum != head_dim / 2 {
             return Err(Error::Input(format!(
                 "mrope_section {:?} sums to {sum}, expected half of the head width {head_dim} \
                  (hidden_size {} / num_attention_heads {heads})",

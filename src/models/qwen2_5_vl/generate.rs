@@ -3,7 +3,6 @@
 
 use std::ops::ControlFlow;
 
-
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use sha2::{Digest, Sha256};
@@ -79,7 +78,12 @@ impl Qwen2_5Vl {
     ///
     /// # Errors
     /// An empty prompt, one longer than the context, settings out of range, or an interruption.
-    pub fn generate(&self, prompts: &[Prompt], options: &Options, on_token: OnToken) -> Result<Vec<Completion>> {
+    pub fn generate(
+        &self,
+        prompts: &[Prompt],
+        options: &Options,
+        on_token: OnToken,
+    ) -> Result<Vec<Completion>> {
         options.sampling.validate()?;
         prompts.iter().try_for_each(|prompt| self.fits(prompt))?;
         let (mut cache, mut logits, mut active) = (self.text.cache(0), vec![], vec![]);
@@ -206,7 +210,12 @@ impl Qwen2_5Vl {
 
 impl Active {
     /// Chooses the next token; `Some` when the sequence ends with it.
-    fn step(&mut self, logits: Vec<f32>, options: &Options, on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>) -> Result<Option<Finish>> {
+    fn step(
+        &mut self,
+        logits: Vec<f32>,
+        options: &Options,
+        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Option<Finish>> {
         if self.room == 0 {
             return Ok(Some(Finish::Length));
         }

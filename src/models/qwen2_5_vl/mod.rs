@@ -64,7 +64,8 @@ impl Qwen2_5Vl {
         let dir = dir.as_ref();
         let config = Config::load(dir)?;
         let checkpoint = Checkpoint::open_renamed(dir, old_name)?;
-        let model = Self::new(&config, checkpoint.var_builder(dtype, device)).map_err(|e| Error::checkpoint(dir, e))?;
+        let model = Self::new(&config, checkpoint.var_builder(dtype, device))
+            .map_err(|e| Error::checkpoint(dir, e))?;
         // A tied checkpoint may still carry the copy of the table that some exporters write.
         checkpoint.finish(if config.text.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
         Ok(model)
@@ -119,7 +120,8 @@ impl Qwen2_5Vl {
         if pads == 0 {
             return Ok(embeds);
         }
-        let features = Tensor::cat(&prompt.features, 0)?.to_device(embeds.device())?.to_dtype(embeds.dtype())?;
+        let features =
+            Tensor::cat(&prompt.features, 0)?.to_device(embeds.device())?.to_dtype(embeds.dtype())?;
         let (mut parts, mut at, mut used) = (vec![], 0, 0);
         for run in prompt.input_ids.chunk_by(|a, b| is_pad(a) == is_pad(b)) {
             if is_pad(&run[0]) {

@@ -37,7 +37,9 @@ impl Sampling {
     /// # Errors
     /// Names the setting and its range.
     pub fn validate(&self) -> Result<()> {
-        let wrong = |what: &str, range: &str, got: f32| Err(Error::Input(format!("{what} must be {range}, got {got}")));
+        let wrong = |what: &str, range: &str, got: f32| {
+            Err(Error::Input(format!("{what} must be {range}, got {got}")))
+        };
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return wrong("temperature", "0 or more", self.temperature);
         }

@@ -65,7 +65,9 @@ impl Attention {
         let scale = (self.head_dim as f64).powf(-0.5);
         let out = match context {
             Context::Packed(segments) => attention(&q, &k, &v, segments, Mask::Causal, scale)?,
-            Context::Cached { cache, rows } => attention_cached(&q, &cache.append(layer, &k, &v, rows)?, scale)?,
+            Context::Cached { cache, rows } => {
+                attention_cached(&q, &cache.append(layer, &k, &v, rows)?, scale)?
+            }
         };
         self.o_proj.forward(&out.reshape((l, self.heads * self.head_dim))?)
     }
@@ -110,8 +112,15 @@ impl Layer {
         })
     }
 
-    fn forward(&self, xs: &Tensor, angles: (&Tensor, &Tensor), index: usize, context: &mut Context) -> Result<Tensor> {
-        let xs = (xs + self.self_attn.forward(&self.input_layernorm.forward(xs)?, angles, index, context)?)?;
+    fn forward(
+        &self,
+        xs: &Tensor,
+        angles: (&Tensor, &Tensor),
+        index: usize,
+        context: &mut Context,
+    ) -> Result<Tensor> {
+        let xs =
+            (xs + self.self_attn.forward(&self.input_layernorm.forward(xs)?, angles, index, context)?)?;
         let ys = self.mlp.forward(&self.post_attention_layernorm.forward(&xs)?)?;
         xs + ys
     }
@@ -136,11 +145,14 @@ impl TextModel {
     pub fn new(cfg: &TextConfig, vb: VarBuilder) -> Result<Self> {
         let (model, shape) = (vb.pp("model"), (cfg.vocab_size, cfg.hidden_size));
         let embed_tokens = model.get(shape, "embed_tokens.weight")?;
-        let lm_head = if cfg.tie_word_embeddings { embed_tokens.clone() } else { vb.get(shape, "lm_head.weight")? };
+        let lm_head =
+            if cfg.tie_word_embeddings { embed_tokens.clone() } else { vb.get(shape, "lm_head.weight")? };
         let layers = model.pp("layers");
         Ok(Self {
             embed_tokens,
-            layers: (0..cfg.num_hidden_layers).map(|i| Layer::new(cfg, layers.pp(i))).collect::<Result<_>>()?,
+            layers: (0..cfg.num_hidden_layers)
+                .map(|i| Layer::new(cfg, layers.pp(i)))
+                .collect::<Result<_>>()?,
             norm: RmsNorm::load(cfg.hidden_size, cfg.rms_norm_eps, model.pp("norm"))?,
             lm_head: Linear::new(lm_head, None),
             config: cfg.clone(),

@@ -41,7 +41,13 @@ impl PatchOrder {
     }
 
     /// Appends one window of merged tokens, cut off at the frame's edge.
-    fn window(&mut self, first: u32, [top, left]: [usize; 2], [rows, columns]: [usize; 2], (side, merge): (usize, usize)) {
+    fn window(
+        &mut self,
+        first: u32,
+        [top, left]: [usize; 2],
+        [rows, columns]: [usize; 2],
+        (side, merge): (usize, usize),
+    ) {
         let (bottom, right) = ((top + side).min(rows), (left + side).min(columns));
         self.windows.push((bottom - top) * (right - left) * merge * merge);
         for y in top..bottom {
