@@ -118,32 +118,28 @@ fn mean_rgb(image: &RgbImage) -> [f64; 3] {
 /// Area-averaged luma on an 8x8 grid; a pixel on a border counts for each side by the part that lies there.
 fn thumb(image: &RgbImage) -> Vec<u8> {
     let (columns, rows) = (shares(image.width()), shares(image.height()));
+    let stride = image.width() as usize * 3;
     let mut sums = [0f64; 64];
-    for (y, row) in image.rows().enumerate() {
-        let mut line = [0f64; 8];
-        for (x, pixel) in row.enumerate() {
-            let [r, g, b] = pixel.0.map(f64::from);
-            let luma = 0.299 * r + 0.587 * g + 0.114 * b;
-            for &(cell, share) in &columns[x] {
-                line[cell] += luma * share;
-            }
-        }
-        for &(cell, share) in &rows[y] {
-            for (sum, value) in sums[cell * 8..].iter_mut().zip(line) {
-                *sum += value * share;
-            }
+    for &(y, row, weight) in &rows {
+        let pixels = &image.as_raw()[y * stride..][..stride];
+        for &(x, column, share) in &columns {
+            let [r, g, b] = [0, 1, 2].map(|channel| f64::from(pixels[x * 3 + channel]));
+            sums[row * 8 + column] += (0.299 * r + 0.587 * g + 0.114 * b) * share * weight;
         }
     }
     sums.iter().map(|luma| luma.round().clamp(0.0, 255.0) as u8).collect()
 }
 
-/// For each of `length` pixels: the cells it reaches into, and which part of the cell it fills.
-fn shares(length: u32) -> Vec<Vec<(usize, f64)>> {
-    let length = u64::from(length);
-    let share = |at: u64, cell: u64| {
+/// For `length` pixels: each pixel with each cell it reaches into, and which part of the cell it fills.
+fn shares(length: u32) -> Vec<(usize, usize, f64)> {
+    let length = length as usize;
+    let mut shares = Vec::new();
+    for at in 0..length {
         // in eighths of a pixel: the pixel covers 8 of them, the cell `length`
-        let overlap = ((at + 1) * 8).min((cell + 1) * length).saturating_sub((at * 8).max(cell * length));
-        (cell as usize, overlap as f64 / length as f64)
-    };
-    (0..length).map(|at| (0..8).map(|cell| share(at, cell)).filter(|s| s.1 > 0.0).collect()).collect()
+        for cell in at * 8 / length..=((at * 8 + 7) / length).min(7) {
+            let overlap = ((at + 1) * 8).min((cell + 1) * length) - (at * 8).max(cell * length);
+            shares.push((at, cell, overlap as f64 / length as f64));
+        }
+    }
+    shares
 }

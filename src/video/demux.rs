@@ -25,6 +25,8 @@ pub(super) struct Demuxer {
     seekable: bool,
     /// Whether a read failed for another reason than the end of the file.
     pub damaged: bool,
+    /// End of the latest packet of any stream, in seconds.
+    reached: f64,
 }
 
 /// Makes FFmpeg ready once per process and stops it from writing to stderr: the library never prints.
@@ -61,6 +63,7 @@ impl Demuxer {
             pending: None,
             seekable: true,
             damaged: false,
+            reached: f64::NEG_INFINITY,
         })
     }
 
@@ -126,8 +129,12 @@ impl Demuxer {
         while failures < MOST_FAILURES {
             let mut packet = Packet::empty();
             match packet.read(&mut self.input) {
-                Ok(()) if packet.stream() == self.stream => return Some(packet),
-                Ok(()) => {}
+                Ok(()) => {
+                    self.note_end(&packet);
+                    if packet.stream() == self.stream {
+                        return Some(packet);
+                    }
+                }
                 Err(ffmpeg::Error::Eof) => return None,
                 Err(ffmpeg::Error::InvalidData) => {
                     self.damaged = true;
@@ -140,6 +147,28 @@ impl Demuxer {
             }
         }
         None
+    }
+
+    /// Remembers how far the packets of any stream reach.
+    fn note_end(&mut self, packet: &Packet) {
+        let (Some(start), Some(stream)) = (packet.pts().or(packet.dts()), self.input.stream(packet.stream()))
+        else {
+            return;
+        };
+        let end = (start as f64 + packet.duration() as f64) * f64::from(stream.time_base());
+        self.reached = self.reached.max(end);
+    }
+
+    /// Seconds that the container's header promises beyond the last packet read, where the header can be trusted.
+    pub fn missing_seconds(&self) -> f64 {
+        let name = self.format_name();
+        let trusted = ["matroska", "avi", "flv"].iter().any(|format| name.contains(format));
+        let length = self.input.duration();
+        if !trusted || length <= 0 {
+            return 0.0;
+        }
+        // these formats count from zero, not from the first frame
+        length as f64 / f64::from(ffi::AV_TIME_BASE) - self.reached
     }
 
     /// Number of the packet that comes next.

@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Frames per second of a stream that states none.
 const DEFAULT_RATE: f64 = 25.0;
 
+/// Seconds by which a header may promise more than there is.
+const SLACK: f64 = 0.25;
+
 /// A packet from which decoding gives every frame presented at or after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
@@ -92,15 +95,15 @@ impl Index {
             Some((times, end)) => (times.clone(), times, Identity::Timestamp, end),
             None => {
                 let times = decoded_timestamps(path, scan.entries.len(), step)?;
-                let end = times.last().map_or(0, |last| last + step);
+                let end = times.last().map_or(0, |last| last.saturating_add(step));
                 ((0..times.len() as i64).collect(), times, Identity::Ordinal, end)
             }
         };
         let origin = *times.first().ok_or_else(|| nothing_decodes(path, &scan.entries, &codec))?;
         let timeline = Timeline {
             tick: (i64::from(tick.0), i64::from(tick.1)),
-            frames: times.iter().map(|pts| pts - origin).collect(),
-            end: end - origin,
+            frames: times.iter().map(|pts| pts.saturating_sub(origin)).collect(),
+            end: end.saturating_sub(origin),
         };
         let seconds = timeline.seconds(timeline.end);
         let counted = times.len() as f64 / seconds.max(f64::MIN_POSITIVE);
@@ -173,10 +176,23 @@ fn truncation(demuxer: &Demuxer, scan: &mut Scan) -> Result<Option<String>> {
     if demuxer.format_name().contains("mov") && listed > read {
         return Ok(Some(format!("the file ends early: its index lists {listed} frames, {read} can be read")));
     }
+    let missing = demuxer.missing_seconds();
+    if missing > SLACK + longest_gap(&scan.entries) as f64 * f64::from(demuxer.time_base()?) {
+        return Ok(Some(format!(
+            "the file ends early: {missing:.1} s are missing, {read} frames can be read"
+        )));
+    }
     if cut_off || demuxer.damaged {
         return Ok(Some(format!("the file is damaged or ends early: {read} frames can be read")));
     }
     Ok(None)
+}
+
+/// Longest time in ticks between neighbouring frames: how long the last may be shown without the packets saying so.
+fn longest_gap(entries: &[Entry]) -> i64 {
+    let mut times: Vec<i64> = entries.iter().filter_map(|entry| entry.pts).collect();
+    times.sort_unstable();
+    times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or(0)
 }
 
 /// Displayed timestamps in order and the end of display, when the packets alone tell them.
@@ -194,9 +210,9 @@ fn timestamps(entries: &[Entry], first: Option<i64>, step: i64) -> Option<(Vec<i
         return None;
     }
     let &(last, duration) = shown.last()?;
-    let gap = shown.len().checked_sub(2).map(|before| last - shown[before].0);
+    let gap = shown.len().checked_sub(2).map(|before| last.saturating_sub(shown[before].0));
     let duration = if duration > 0 { duration } else { gap.unwrap_or(step) };
-    Some((shown.iter().map(|&(pts, _)| pts).collect(), last + duration))
+    Some((shown.iter().map(|&(pts, _)| pts).collect(), last.saturating_add(duration)))
 }
 
 /// Timestamps of the frames a decoder puts out, made ascending, for containers that say too little.
@@ -211,7 +227,7 @@ fn decoded_timestamps(path: &Path, packets: usize, step: i64) -> Result<Vec<i64>
         more = packet.is_some();
         decoder.send(packet.as_ref());
         while let Some(frame) = decoder.receive() {
-            let expected = times.last().map_or(0, |last| last + step);
+            let expected = times.last().map_or(0, |last| last.saturating_add(step));
             let stated = frame.timestamp().filter(|&at| times.last().is_none_or(|&last| at > last));
             times.push(stated.unwrap_or(expected));
         }

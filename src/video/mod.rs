@@ -31,6 +31,7 @@ mod images;
 mod index;
 mod orientation;
 mod plan;
+mod resample;
 mod resize;
 mod samples;
 mod timeline;
@@ -45,7 +46,7 @@ use std::sync::Arc;
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 
-pub use resize::{fit, resize};
+pub use resize::{fit, resize, resize_float};
 pub use samples::Samples;
 pub use times::{QwenSampling, Times};
 /// A frame rate as a fraction: numerator, denominator.
@@ -99,6 +100,13 @@ pub enum Fit {
         /// Pixels down.
         height: u32,
     },
+    /// Exactly this size, by [`resize_float`]: what Qwen's video reader does.
+    ExactFloat {
+        /// Pixels across.
+        width: u32,
+        /// Pixels down.
+        height: u32,
+    },
     /// CLIP's: shortest edge to this many pixels, then the centre square of that side.
     ShortEdgeCrop(u32),
 }
@@ -128,8 +136,8 @@ pub struct Sample {
 impl Video {
     /// Opens a file that FFmpeg reads, or a folder of images shown for one second each in natural order of their names.
     ///
-    /// Reads the packets of a file once without decoding more than the first frame (about 0.2 % of the time of a full
-    /// decode). The stream is the one `av_find_best_stream` chooses.
+    /// Reads the packets of a file once without decoding more than the first frame (unless the container leaves out
+    /// timestamps). The stream is the one `av_find_best_stream` chooses.
     ///
     /// # Errors
     /// [`Error::Video`] naming path and cause: missing, empty, no video in it, nothing that decodes, no images.

@@ -96,7 +96,7 @@ fn shown_seconds(video: &Video) -> Vec<f64> {
 fn sample_bytes(native: (u32, u32), fits: &[Fit]) -> usize {
     let pixels = |fit: &Fit| match *fit {
         Fit::Native => native.0 as usize * native.1 as usize,
-        Fit::Exact { width, height } => width as usize * height as usize,
+        Fit::Exact { width, height } | Fit::ExactFloat { width, height } => width as usize * height as usize,
         Fit::ShortEdgeCrop(edge) => edge as usize * edge as usize,
     };
     fits.iter().map(pixels).sum::<usize>().saturating_mul(3).max(1)

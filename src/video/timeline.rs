@@ -29,9 +29,9 @@ impl Timeline {
         }
         let (num, den) = simplest_ratio(fps);
         // ticks * tick.0 / tick.1 <= k * den / num, cleared of fractions
-        let per_tick = i128::from(self.tick.0) * num;
+        let per_tick = i128::from(self.tick.0).saturating_mul(num);
         let per_sample = i128::from(self.tick.1) * den;
-        let count = (i128::from(self.end) * per_tick + per_sample - 1) / per_sample;
+        let count = i128::from(self.end).saturating_mul(per_tick).saturating_add(per_sample - 1) / per_sample;
         if count > MOST_SAMPLES {
             return Err(Error::Input(format!(
                 "fps: {fps} asks for {count} samples, at most {MOST_SAMPLES} are possible; lower the rate"

@@ -195,7 +195,7 @@ impl Progress<'_> {
         }
         self.held = Some((id, frame));
         self.images = None;
-        self.show_held(worker, id + 1)?;
+        self.show_held(worker, id.saturating_add(1))?;
         Ok(true)
     }
 
@@ -208,8 +208,8 @@ impl Progress<'_> {
                 None => fitted(worker.converter.convert(frame, &self.task.path)?, self.task)?,
             };
             let seconds = match worker.index.identity {
-                Identity::Timestamp => worker.index.timeline.seconds(id - worker.index.origin),
-                Identity::Ordinal => self.task.seconds[*id as usize],
+                Identity::Timestamp => worker.index.timeline.seconds(id.saturating_sub(worker.index.origin)),
+                Identity::Ordinal => self.task.seconds.get(*id as usize).copied().unwrap_or_default(),
             };
             self.done += 1;
             let repeats = self.picks.get(self.done).is_some_and(|p| worker.index.ids[p.frame] < until);
