@@ -57,8 +57,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     println!("prepared {:.1} s", start.elapsed().as_secs_f64());
 
     let pipeline = Pipeline::load(&Weights::new(&mllm, &clip_dir))?;
-    let question =
-        Question::new("Which shape crosses the picture while the sky is green?", ["a disc", "a square", "nothing"])?;
+    let question = Question::new(
+        "Which shape crosses the picture while the sky is green?",
+        ["a disc", "a square", "nothing"],
+    )?;
     let options =
         Options { key_frames: arguments.frames, query_tokens: 64, answer_tokens: 32, ..Options::default() };
     let stop = cli::Stop::on_ctrl_c()?;

@@ -84,11 +84,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 fn write_frames(arguments: &Arguments, rows: &[Row], folder: &Path, stop: &cli::Stop) -> Result<()> {
     let times = rows.iter().map(|row| row.frame.seconds).collect();
-    let request = Request {
-        times: Times::Seconds(times),
-        fits: vec![Fit::Native],
-        threads: arguments.ask.threads,
-    };
+    let request =
+        Request { times: Times::Seconds(times), fits: vec![Fit::Native], threads: arguments.ask.threads };
     let mut written = 0;
     for (row, sample) in rows.iter().zip(Video::open(&arguments.ask.video)?.samples(&request)?) {
         for image in sample?.images {

@@ -23,7 +23,9 @@ pub fn normal(shape: &[usize], seed: u64) -> Tensor {
 /// ||a - b|| / ||b||.
 pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
-    let sum = |x: Tensor| x.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    let sum = |x: Tensor| {
+        x.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
+    };
     (sum((a - b).unwrap()) / sum(b.clone()).max(1e-30)).sqrt()
 }
 
@@ -57,8 +59,12 @@ fn pointwise_and_norms_equal_their_twins() {
     let (x, y) = (normal(&[37, 96], 1), normal(&[37, 96], 2));
     let (w, b) = (normal(&[96], 3), normal(&[96], 4));
     let big = (&x * 30.0).unwrap();
-    same("quick_gelu", &[big.clone()], &|v| pointwise::quick_gelu(&v[0]), &|v| pointwise::quick_gelu_composed(&v[0]));
-    same("swiglu", &[big, y], &|v| pointwise::swiglu(&v[0], &v[1]), &|v| pointwise::swiglu_composed(&v[0], &v[1]));
+    same("quick_gelu", std::slice::from_ref(&big), &|v| pointwise::quick_gelu(&v[0]), &|v| {
+        pointwise::quick_gelu_composed(&v[0])
+    });
+    same("swiglu", &[big, y], &|v| pointwise::swiglu(&v[0], &v[1]), &|v| {
+        pointwise::swiglu_composed(&v[0], &v[1])
+    });
     same("rms_norm", &[x.clone(), w.clone()], &|v| norm::rms_norm(&v[0], &v[1], 1e-6), &|v| {
         norm::rms_norm_composed(&v[0], &v[1], 1e-6)
     });
@@ -98,7 +104,8 @@ fn attention_equals_its_twin() {
             for mask in [Mask::Full, Mask::Causal] {
                 let segments = Segments::new(lengths);
                 let l = segments.total();
-                let inputs = [normal(&[l, heads, width], 1), normal(&[l, kv, width], 2), normal(&[l, kv, width], 3)];
+                let inputs =
+                    [normal(&[l, heads, width], 1), normal(&[l, kv, width], 2), normal(&[l, kv, width], 3)];
                 same(
                     &format!("attention {lengths:?} {heads}/{kv} x {width} {mask:?}"),
                     &inputs,
@@ -152,7 +159,8 @@ fn misfit_shapes_are_errors_that_name_them() {
     let x = normal(&[4, 2, 8], 1);
     let error = attention(&x, &x, &x, &Segments::new(&[3]), Mask::Full, 1.0).unwrap_err().to_string();
     assert!(error.contains("attention") && error.contains("[4, 2, 8]") && error.contains('3'), "{error}");
-    let error = linear::linear(&normal(&[2, 3], 1), &normal(&[4, 5], 1), &normal(&[4], 1)).unwrap_err().to_string();
+    let error =
+        linear::linear(&normal(&[2, 3], 1), &normal(&[4, 5], 1), &normal(&[4], 1)).unwrap_err().to_string();
     assert!(error.contains("[2, 3]") && error.contains("[4, 5]"), "{error}");
     let error = rope::rope(&x, &normal(&[4, 3], 1), &normal(&[4, 3], 1)).unwrap_err().to_string();
     assert!(error.contains("rope"), "{error}");

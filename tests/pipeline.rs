@@ -79,7 +79,9 @@ fn world(seconds: u32) -> World {
     let mut writer = H264Writer::create(&video, 112, 84, Rational::new(4, 1)).unwrap();
     for frame in 0..seconds * 4 {
         let grey = (frame / 4 * 251 % 200) as u8 + 20;
-        writer.push(&RgbImage::from_fn(112, 84, |x, y| Rgb([grey, grey ^ (x / 8) as u8, (y / 4) as u8]))).unwrap();
+        writer
+            .push(&RgbImage::from_fn(112, 84, |x, y| Rgb([grey, grey ^ (x / 8) as u8, (y / 4) as u8])))
+            .unwrap();
     }
     writer.finish().unwrap();
     random::clip(dir.path().join("clip"), &random::ClipSpec::default(), 1).unwrap();
@@ -92,8 +94,13 @@ impl World {
         let model = Scripted { replies: Mutex::new(replies.to_vec()), heard: heard.clone() };
         let clip = Clip::load(&self.dir.path().join("clip"), DType::F32, &Device::Cpu).unwrap();
         let sampler = UNet1d::init(&Config::default(), 0, &Device::Cpu).unwrap();
-        let pipeline =
-            Pipeline { model: Some(Box::new(model)), clip: Some(clip), sampler: Some(sampler), cache: None, warnings: vec![] };
+        let pipeline = Pipeline {
+            model: Some(Box::new(model)),
+            clip: Some(clip),
+            sampler: Some(sampler),
+            cache: None,
+            warnings: vec![],
+        };
         (pipeline, heard)
     }
 }
@@ -122,7 +129,10 @@ fn the_four_steps() {
         .unwrap();
     assert_eq!(outcome.answer.as_ref().unwrap().choice, Some(1));
     let queries = outcome.queries.as_ref().unwrap();
-    assert_eq!((queries.queries.as_slice(), queries.form), (&["a bright frame".into(), "a dark frame".into()][..], Form::Exact));
+    assert_eq!(
+        (queries.queries.as_slice(), queries.form),
+        (&["a bright frame".into(), "a dark frame".into()][..], Form::Exact)
+    );
     assert_eq!((outcome.similarity.len(), outcome.similarity[0].len(), outcome.weights.len()), (2, 24, 24));
     assert!((outcome.weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     let frames: Vec<usize> = outcome.key_frames.iter().map(|f| f.index).collect();
@@ -211,7 +221,11 @@ fn every_way_to_the_frames_gives_the_same() {
     ] {
         let (outcome, heard_now) = run(cache, memory, threads);
         assert_eq!(heard_now, heard, "{name}");
-        assert_eq!((&outcome.key_frames, &outcome.similarity), (&first.key_frames, &first.similarity), "{name}");
+        assert_eq!(
+            (&outcome.key_frames, &outcome.similarity),
+            (&first.key_frames, &first.similarity),
+            "{name}"
+        );
         assert_eq!(outcome.features_cached, cached, "{name}");
         assert!(outcome.warnings.is_empty(), "{name}: {:?}", outcome.warnings);
     }
@@ -230,7 +244,8 @@ fn every_way_to_the_frames_gives_the_same() {
 fn what_cannot_be_done_is_refused_before_work() {
     let world = world(6);
     let (pipeline, heard) = world.pipeline(&[]);
-    let error = |options: Options| pipeline.answer(&world.video, &question(), &options).unwrap_err().to_string();
+    let error =
+        |options: Options| pipeline.answer(&world.video, &question(), &options).unwrap_err().to_string();
     assert!(error(options(0)).contains("key frames (K)"));
     let many = error(options(7));
     assert!(many.contains('7') && many.contains('6') && many.contains("video.mp4"), "{many}");
@@ -274,7 +289,8 @@ fn real_small_models_answer() {
     let pipeline = is_send(Pipeline::load(&Weights::new(&mllm, world.dir.path().join("clip"))).unwrap());
     let options = Options { query_tokens: 12, answer_tokens: 8, key_frame_tokens: 96, ..options(8) };
     for (show, slices) in [(ShowKeyFrames::Video, 4), (ShowKeyFrames::Images, 8)] {
-        let outcome = pipeline.answer(&world.video, &question(), &Options { show, ..options.clone() }).unwrap();
+        let outcome =
+            pipeline.answer(&world.video, &question(), &Options { show, ..options.clone() }).unwrap();
         let image = &outcome.images[0];
         let tokens = (image.width() / 28 * image.height() / 28) as usize * slices;
         let reply = outcome.reply.unwrap();

@@ -17,7 +17,8 @@ use crate::nn::{normal, relative};
 
 fn model() -> Qwen2_5Vl {
     let dir = tempfile::tempdir().unwrap();
-    let spec = QwenSpec { heads: 6, kv_heads: 2, hidden: 96, std: 0.15, max_positions: 400, ..QwenSpec::default() };
+    let spec =
+        QwenSpec { heads: 6, kv_heads: 2, hidden: 96, std: 0.15, max_positions: 400, ..QwenSpec::default() };
     qwen2_5_vl(dir.path(), &spec, 3).unwrap();
     Qwen2_5Vl::load(dir.path(), DType::F32, &Device::Cpu).unwrap()
 }
@@ -29,7 +30,11 @@ fn video_prompt(model: &Qwen2_5Vl, text: &[u32]) -> Prompt {
     let mut input_ids = vec![11, 12, model.config.vision_start_token_id];
     input_ids.extend(std::iter::repeat_n(model.config.video_token_id, 45));
     input_ids.extend(text);
-    Prompt { input_ids, media: vec![Media::Video { grid, timing: Timing::Uniform(1.5) }], features: vec![features] }
+    Prompt {
+        input_ids,
+        media: vec![Media::Video { grid, timing: Timing::Uniform(1.5) }],
+        features: vec![features],
+    }
 }
 
 fn generate(model: &Qwen2_5Vl, prompts: &[Prompt], options: &Options) -> Vec<Completion> {
@@ -37,8 +42,7 @@ fn generate(model: &Qwen2_5Vl, prompts: &[Prompt], options: &Options) -> Vec<Com
 }
 
 fn sampled(seed: u64) -> Options {
-    let sampling =
-        Sampling { temperature: 1.3, top_p: 0.95, top_k: 60, repetition_penalty: 1.1, seed };
+    let sampling = Sampling { temperature: 1.3, top_p: 0.95, top_k: 60, repetition_penalty: 1.1, seed };
     Options { max_new_tokens: 20, sampling, ..Options::default() }
 }
 
@@ -112,13 +116,16 @@ fn a_group_equals_its_members_alone() {
     let model = model();
     let prompt = video_prompt(&model, &[40, 41]);
     let options = sampled(9);
-    let group =
-        model.generate_group(&prompt, 5, &options, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let group = model.generate_group(&prompt, 5, &options, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let singles = generate(&model, &vec![prompt.clone(); 5], &options);
     assert_eq!(group, singles);
     let distinct: std::collections::HashSet<&Vec<u32>> = group.iter().map(|c| &c.tokens).collect();
     assert_eq!(distinct.len(), 5, "the members draw from generators of their own");
-    assert_eq!(generate(&model, &[prompt.clone()], &options)[0], group[0], "and the same seed repeats");
+    assert_eq!(
+        generate(&model, std::slice::from_ref(&prompt), &options)[0],
+        group[0],
+        "and the same seed repeats"
+    );
     assert_ne!(generate(&model, &[prompt], &sampled(10))[0], group[0]);
 }
 
@@ -211,7 +218,8 @@ fn draws_follow_the_rules() {
 fn greedy_takes_the_lowest_of_equals_after_the_penalty() {
     let mut rng = StdRng::seed_from_u64(0);
     let greedy = Sampling::default();
-    let mut next = |logits: Vec<f32>, sampling: &Sampling, seen: &Seen| next_token(logits, sampling, seen, &mut rng);
+    let mut next =
+        |logits: Vec<f32>, sampling: &Sampling, seen: &Seen| next_token(logits, sampling, seen, &mut rng);
     assert_eq!(next(vec![1.0, 3.0, 3.0], &greedy, &Seen::new()).unwrap(), 1);
     let penalty = Sampling { repetition_penalty: 1.5, ..greedy.clone() };
     assert_eq!(next(vec![1.0, 3.0, 2.9], &penalty, &Seen::from([1])).unwrap(), 2);

@@ -33,8 +33,11 @@ struct Sizes {
     transformers: Vec<Resized>,
     transformers_5: Vec<Resized>,
     qwen_vl_utils: Vec<Resized>,
-    videos: Vec<(u32, u32, usize, Options, [u32; 2], [u32; 2])>,
+    videos: Vec<VideoSize>,
 }
+
+/// height, width, frames, settings, and the sizes of both passes.
+type VideoSize = (u32, u32, usize, Options, [u32; 2], [u32; 2]);
 
 /// height, width, factor, least and most pixels, `[height, width]` or nothing where the reference raises.
 type Resized = (u32, u32, u32, f64, f64, Option<[u32; 2]>);

@@ -296,7 +296,8 @@ fn edit_list_hides_frames() {
 fn rotation_is_applied() {
     const ONE: i32 = 1 << 16;
     // clockwise quarter turns and mirrors, as phones write them: a b u c d v x y w
-    let cases: [([i32; 4], fn(&image::RgbImage) -> image::RgbImage); 7] = [
+    type Turn = fn(&image::RgbImage) -> image::RgbImage;
+    let cases: [([i32; 4], Turn); 7] = [
         ([0, ONE, -ONE, 0], image::imageops::rotate90),
         ([-ONE, 0, 0, -ONE], image::imageops::rotate180),
         ([0, -ONE, ONE, 0], image::imageops::rotate270),

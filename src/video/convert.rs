@@ -97,18 +97,8 @@ fn open_scaler((format, width, height, matrix, full): Source) -> Option<*mut ffi
     unsafe {
         let format = std::mem::transmute::<i32, ffi::AVPixelFormat>(format);
         let rgb = ffi::AVPixelFormat::AV_PIX_FMT_RGB24;
-        let context = ffi::sws_getContext(
-            width,
-            height,
-            format,
-            width,
-            height,
-            rgb,
-            flags as i32,
-            null,
-            null,
-            null.cast(),
-        );
+        let context =
+            ffi::sws_getContext(width, height, format, width, height, rgb, flags, null, null, null.cast());
         if context.is_null() {
             return None;
         }
@@ -123,14 +113,13 @@ fn open_scaler((format, width, height, matrix, full): Source) -> Option<*mut ffi
 /// swscale's number of a colour matrix.
 fn matrix(space: ffi::AVColorSpace) -> i32 {
     use ffi::AVColorSpace::*;
-    let matrix = match space {
+    match space {
         AVCOL_SPC_BT709 => ffi::SWS_CS_ITU709,
         AVCOL_SPC_FCC => ffi::SWS_CS_FCC,
         AVCOL_SPC_SMPTE240M => ffi::SWS_CS_SMPTE240M,
         AVCOL_SPC_BT2020_NCL | AVCOL_SPC_BT2020_CL => ffi::SWS_CS_BT2020,
         _ => ffi::SWS_CS_DEFAULT,
-    };
-    matrix as i32
+    }
 }
 
 fn format_name(frame: &frame::Video) -> String {

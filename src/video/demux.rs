@@ -207,8 +207,7 @@ impl Demuxer {
         self.pending = None;
         let flags = ffi::AVSEEK_FLAG_BACKWARD;
         // SAFETY: the context is open and the stream index is one of its streams.
-        let found =
-            unsafe { ffi::av_seek_frame(self.input.as_mut_ptr(), self.stream as i32, ticks, flags as i32) };
+        let found = unsafe { ffi::av_seek_frame(self.input.as_mut_ptr(), self.stream as i32, ticks, flags) };
         if found < 0 {
             return false;
         }

@@ -35,7 +35,12 @@ impl H264Writer {
     pub fn create(path: impl AsRef<Path>, width: u32, height: u32, fps: Rational) -> Result<Self> {
         demux::initialise();
         let path = path.as_ref();
-        if width == 0 || height == 0 || width % 2 != 0 || height % 2 != 0 || width.max(height) > 16384 {
+        if width == 0
+            || height == 0
+            || !width.is_multiple_of(2)
+            || !height.is_multiple_of(2)
+            || width.max(height) > 16384
+        {
             return Err(Error::Input(format!(
                 "H.264: expected even sides of 2 to 16384, got {width}x{height}"
             )));
@@ -140,7 +145,7 @@ fn open_output(path: &Path) -> std::result::Result<Output, ffmpeg::Error> {
         if made < 0 {
             return Err(ffmpeg::Error::from(made));
         }
-        let opened = ffi::avio_open(&mut (*context).pb, name.as_ptr(), ffi::AVIO_FLAG_WRITE as i32);
+        let opened = ffi::avio_open(&mut (*context).pb, name.as_ptr(), ffi::AVIO_FLAG_WRITE);
         if opened < 0 {
             ffi::avformat_free_context(context);
             return Err(ffmpeg::Error::from(opened));
@@ -189,11 +194,11 @@ impl Scaler {
         let (from, to) = (ffi::AVPixelFormat::AV_PIX_FMT_RGB24, ffi::AVPixelFormat::AV_PIX_FMT_YUV420P);
         // SAFETY: plain numbers in; the context is checked for null before it is used; the table is static.
         unsafe {
-            let context = ffi::sws_getContext(w, h, from, w, h, to, flags as i32, null, null, null.cast());
+            let context = ffi::sws_getContext(w, h, from, w, h, to, flags, null, null, null.cast());
             if context.is_null() {
                 return None;
             }
-            let table = ffi::sws_getCoefficients(ffi::SWS_CS_ITU709 as i32);
+            let table = ffi::sws_getCoefficients(ffi::SWS_CS_ITU709);
             ffi::sws_setColorspaceDetails(context, table, 1, table, 0, 0, 1 << 16, 1 << 16);
             Some(Self { context, size: (width, height) })
         }
