@@ -6,8 +6,8 @@
 //! $ cargo run --release --example parity -- --model qwen2.5-vl --checkpoint tests/golden/qwen_base \
 //!       --inputs in.safetensors --output out.safetensors
 //! greedy i64 [32]
-//! logits f32 [97, 160]
-//! position_ids i64 [3, 97]
+//! logits f32 [98, 160]
+//! position_ids i64 [3, 98]
 //! vision_embeds_image f32 [15, 64]
 //! vision_embeds_video f32 [61, 64]
 //! $ python tests/golden/parity.py compare --model qwen2.5-vl --checkpoint tests/golden/qwen_base --inputs in.safetensors \

@@ -177,6 +177,8 @@ fn loading_names_the_file() {
     assert!(
         matches!(Config::load(folder.path()).unwrap_err(), Error::Io { path, .. } if path.ends_with("config.json"))
     );
+    let error = Config::load(folder.path().join("absent")).unwrap_err().to_string();
+    assert!(error.contains("absent: there is no such folder"), "{error}");
     let path = folder.path().join("config.json");
     for text in ["", "{", "[]", "{\"model_type\": \"qwen2_5_vl\"}"] {
         std::fs::write(&path, text).unwrap();

@@ -240,6 +240,12 @@ impl Config {
     /// [`Error::Io`] when it cannot be read, [`Error::Checkpoint`] naming the file and the contradiction otherwise.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let path = dir.as_ref();
+        if !path.exists() {
+            return Err(Error::checkpoint(
+                path,
+                "there is no such folder; expected one in Hugging Face layout",
+            ));
+        }
         let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
         serde_json::from_str(&text).map_err(|cause| Error::checkpoint(&path, cause))

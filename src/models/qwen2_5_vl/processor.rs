@@ -279,7 +279,7 @@ impl Processor {
             return Err(Error::Input("no frames to turn into patches: expected at least one".to_owned()));
         };
         let (width, height) = first.dimensions();
-        if width == 0 || height == 0 || width % edge != 0 || height % edge != 0 {
+        if width == 0 || height == 0 || !width.is_multiple_of(edge) || !height.is_multiple_of(edge) {
             return Err(Error::Input(format!(
                 "frames of {width} x {height} pixels: expected multiples of {edge}; resize them to a planned size first"
             )));
