@@ -34,7 +34,7 @@ struct Args {
 
 #[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
 enum Part {
-    /// 8 slices of 24 x 46 patches through the tower.
+    /// 4 slices of 24 x 46 patches through the tower.
     Vision,
     /// 1,024 tokens.
     Prefill,
@@ -44,7 +44,7 @@ enum Part {
 
 /// The configuration of `peers/qwen.py`, key for key.
 const CONFIG: &str = include_str!("peers/qwen.json");
-const GRID: [usize; 3] = [8, 24, 46];
+const GRID: [usize; 3] = [4, 24, 46];
 const PREFILL: u32 = 1024;
 const PROMPT: u32 = 256;
 const NEW: usize = 64;

@@ -37,12 +37,12 @@ pub enum Error {
     #[error("{0}")]
     Text(String),
     /// A file that cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The operating system's answer.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// An error of the tensor library: operation, shapes, dtypes.
     #[error(transparent)]
@@ -72,7 +72,7 @@ impl Error {
     }
 
     /// An I/O error naming `path`.
-    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_owned(), source }
+    pub fn io(path: impl AsRef<Path>, cause: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), cause }
     }
 }

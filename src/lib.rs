@@ -40,3 +40,7 @@ pub mod error;
 pub mod hub;
 
 pub use error::{Error, Result};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -45,7 +45,7 @@ pub struct Pipeline {
     pub sampler: Option<UNet1d>,
     /// Where features of known videos are kept; `None` computes them every time.
     pub cache: Option<FeatureCache>,
-    /// What a caller should know about how the models were loaded; repeated in every outcome.
+    /// What a caller should know about the sampler; repeated in every outcome of [`Strategy::Msjoe`].
     pub warnings: Vec<String>,
 }
 
@@ -132,7 +132,7 @@ impl Pipeline {
         steps.push(StepReport::of(Step::Watch, start));
         let choice = self.choose_frames(&watched, question, options, &mut steps, observe)?;
 
-        let mut warnings = self.warnings.clone();
+        let mut warnings = if options.strategy == Strategy::Msjoe { self.warnings.clone() } else { vec![] };
         warnings.extend(watched.warnings);
         let outcome = Outcome {
             answer: None,

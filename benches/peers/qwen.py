@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-GRID, PREFILL, PROMPT, NEW = (8, 24, 46), 1024, 256, 64
+GRID, PREFILL, PROMPT, NEW = (4, 24, 46), 1024, 256, 64
 
 
 def peak_mib():

@@ -142,8 +142,8 @@ impl FeatureCache {
         let features = compute()?;
         match self.put(key, &features) {
             Ok(()) => {}
-            Err(Error::Io { path, source }) => {
-                let cause = format!("{}: features could not be cached: {source}", path.display());
+            Err(error @ Error::Io { .. }) => {
+                let cause = format!("features could not be cached: {error}");
                 tracing::warn!("{cause}");
                 warning = Some(warning.map_or(cause.clone(), |first| format!("{first}; {cause}")));
             }
