@@ -11,7 +11,8 @@ demo: setup
 
 # One release build serves the tests, the examples and the demo.
 test: setup
-	cargo test --release --locked --test main --examples
+	cargo build --release --locked --examples
+	cargo test --release --locked --test main
 	cargo test --release --locked --doc
 
 check: setup

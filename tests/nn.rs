@@ -98,7 +98,7 @@ fn rope_equals_its_twin() {
 
 #[test]
 fn attention_equals_its_twin() {
-    let lengths: [&[usize]; 4] = [&[1], &[64], &[5, 0, 17, 17, 1], &[130, 65, 63]];
+    let lengths: [&[usize]; 4] = [&[1], &[64], &[5, 0, 17, 17, 1], &[130, 65, 63, 257]];
     for lengths in lengths {
         for (heads, kv, width) in [(4, 4, 16), (6, 2, 20), (3, 1, 8)] {
             for mask in [Mask::Full, Mask::Causal] {
@@ -131,7 +131,9 @@ fn attention_survives_large_logits() {
 #[test]
 fn cached_attention_equals_its_twin_and_the_uncached_form() {
     let (h, kv, d) = (6, 2, 16);
-    for (keys, rows) in [(vec![9], 1), (vec![70, 5], 5), (vec![130, 0, 80], 70), (vec![3], 3)] {
+    for (keys, rows) in
+        [(vec![9], 1), (vec![70, 5], 5), (vec![130, 0, 80], 70), (vec![9, 300], 260), (vec![3], 3)]
+    {
         let total: usize = keys.iter().sum();
         let (k, v) = (normal(&[total, kv, d], 1), normal(&[total, kv, d], 2));
         let q_all = normal(&[total, h, d], 3);

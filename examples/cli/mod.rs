@@ -196,9 +196,10 @@ fn bar(unit: &str) -> ProgressBar {
     ProgressBar::new(0).with_style(style)
 }
 
-/// Runs an example: warnings of the library and errors go to stderr, an error ends with exit code 1.
+/// Runs an example: an error goes to stderr and ends with exit code 1. Warnings come back in results; the library's log is
+/// shown when `RUST_LOG` asks for it.
 pub fn run(main: impl FnOnce() -> Result<()>) -> std::process::ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     match main() {
         Ok(()) => std::process::ExitCode::SUCCESS,

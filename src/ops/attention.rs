@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::attention_kernel::{BLOCK, Block, Out, Part, Rows, product};
+use super::attention_kernel::{Block, Out, Part, Rows, block_rows, product};
 use super::{f32_slice, fused};
 
 /// Which keys a query may see inside its segment.
@@ -194,7 +194,7 @@ impl Attention {
         };
         Block {
             queries: Rows { data: &q[(start + at) * stride + head * heads.width..], stride },
-            rows: BLOCK.min(len - at),
+            rows: block_rows(len).min(len - at),
             width: heads.width,
             visible,
             step,
@@ -224,7 +224,7 @@ impl Attention {
             (Out { data: out.as_mut_ptr(), stride }, Out { data: lse.as_mut_ptr(), stride: rows });
         // Long blocks first, so that the threads end together.
         let mut tasks: Vec<_> = (self.segments.iter())
-            .flat_map(|segment| (0..segment.1).step_by(BLOCK).map(move |at| (segment, at)))
+            .flat_map(|segment| (0..segment.1).step_by(block_rows(segment.1)).map(move |at| (segment, at)))
             .flat_map(|(segment, at)| (0..heads.q).map(move |head| (segment, at, head)))
             .collect();
         if self.mask == Mask::Causal {
@@ -333,7 +333,7 @@ impl Saved<'_> {
             let (mut p, mut dp) = (vec![], vec![]);
             // A fixed order inside the task keeps the sums reproducible.
             for head in kv * group..(kv + 1) * group {
-                for at in (0..segment.1).step_by(BLOCK) {
+                for at in (0..segment.1).step_by(block_rows(segment.1)) {
                     // SAFETY: only this task writes the rows of this segment and key head, and the query
                     // heads of its group.
                     unsafe { self.block((dq, dk, dv), segment, (head, kv), at, (&mut p, &mut dp)) };

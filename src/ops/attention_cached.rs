@@ -6,7 +6,7 @@ use candle_core::{Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
 use super::attention::{repeat_heads, softmax_product};
-use super::attention_kernel::{BLOCK, Block, Out, Part, Rows};
+use super::attention_kernel::{BLOCK, Block, Out, Part, Rows, block_rows};
 use super::{f32_slice, fused};
 
 /// What the new tokens of one sequence attend to.
@@ -151,11 +151,12 @@ fn blocks<'a>(
             .map(|at| block((start * h + at) * width, BLOCK.min(group.end - at), width, keys, 0))
             .collect();
     }
-    let firsts = || (0..rows).step_by(BLOCK);
+    let size = block_rows(rows);
+    let firsts = || (0..rows).step_by(size);
     (group.flat_map(|head| firsts().map(move |first| (head, first))))
         .map(|(head, first)| {
             let at = ((start + first) * h + head) * width;
-            block(at, BLOCK.min(rows - first), h * width, keys - rows + first + 1, 1)
+            block(at, size.min(rows - first), h * width, keys - rows + first + 1, 1)
         })
         .collect()
 }

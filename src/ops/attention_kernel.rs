@@ -5,8 +5,13 @@ use gemm::{Parallelism, gemm};
 
 use super::simd;
 
-/// Query rows that are handled at once.
-pub(super) const BLOCK: usize = 64;
+/// Most query rows that are handled at once.
+pub(super) const BLOCK: usize = 128;
+
+/// Rows of each block of a sequence of `len` rows: as even as can be, because every block packs all keys again.
+pub(super) fn block_rows(len: usize) -> usize {
+    len.div_ceil(len.div_ceil(BLOCK).max(1)).max(1)
+}
 
 /// Rows of a matrix that lie `stride` apart.
 #[derive(Clone, Copy)]

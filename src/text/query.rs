@@ -101,7 +101,7 @@ pub fn of_question(question: &Question) -> Queries {
 /// Queries that the caller wrote; cut to CLIP's length like any others.
 ///
 /// # Errors
-/// [`Error::Input`](crate::Error::Input) when none of them has a text.
+/// [`Error::Input`] when none of them has a text.
 pub fn given<S: AsRef<str>>(queries: &[S]) -> Result<Queries> {
     let mut read = Queries { queries: Vec::new(), form: Form::Exact, surplus: 0, repeated: 0, shortened: 0 };
     for text in queries.iter().filter_map(|text| clean(text.as_ref())) {
