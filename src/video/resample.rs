@@ -2,7 +2,7 @@
 //!
 //! Follows the arithmetic of Pillow's `Resample.c`: weights normalised in f64, kept with 22 bits after the point, sums
 //! rounded half up. Pillow 13.0 goes down first when an image grows across and shrinks down, and so do we; it also does
-//! for some very uneven shrinking (more than 1 : 1.1 between the sides), where we stay with the order of earlier Pillow:
+//! for some very uneven shrinking, where we stay with the order of earlier Pillow:
 //! there values next to hard edges differ. Both passes work on 16 values side by side, so that they vectorise.
 
 use pulp::Arch;
