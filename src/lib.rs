@@ -30,6 +30,8 @@ pub mod models;
 pub mod parity;
 
 pub mod data;
+pub mod optim;
+pub mod rl;
 
 pub mod nn;
 pub mod ops;
