@@ -32,6 +32,7 @@ pub mod parity;
 pub mod data;
 pub mod optim;
 pub mod rl;
+pub mod supervised;
 
 pub mod nn;
 pub mod ops;

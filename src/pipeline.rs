@@ -31,7 +31,7 @@ use crate::models::qwen2_5_vl::mrope::Timing;
 use crate::models::unet1d::UNet1d;
 use crate::select::{Scores, Selection, Strategy, select};
 use crate::similarity::similarity;
-use crate::text::{Queries, Question, answer, query};
+use crate::text::{Queries, Question, query};
 use crate::video::Video;
 use watch::{Candidates, Seen, Watched};
 
@@ -89,13 +89,13 @@ impl Pipeline {
         let start = Instant::now();
         let turn = Turn {
             show: show(&images, &outcome, options),
-            text: &answer::prompt(question),
+            text: &model.dialogue().answer(question),
             max_new_tokens: options.answer_tokens,
             sampling: options.sampling.clone().unwrap_or_else(|| model.sampling()),
         };
         let reply = model.reply(&turn, &mut |piece| observe(Event::Text { step: Step::Answer, piece }))?;
         outcome.steps.push(StepReport::of_reply(Step::Answer, start, &reply));
-        outcome.answer = Some(answer::parse(&reply.text, question));
+        outcome.answer = Some(model.dialogue().read_answer(&reply.text, question));
         outcome.reply = Some(reply);
         outcome.images = images;
         Ok(outcome)
@@ -205,7 +205,12 @@ impl Pipeline {
         let model = self.language_model("queries")?;
         let turn = Turn {
             show: if watched.previews.is_empty() { Show::Nothing } else { Show::Images(&watched.previews) },
-            text: &query::prompt(question, watched.previews.len(), watched.duration, options.max_queries),
+            text: &model.dialogue().ask(
+                question,
+                watched.previews.len(),
+                watched.duration,
+                options.max_queries,
+            ),
             max_new_tokens: options.query_tokens,
             sampling: options.sampling.clone().unwrap_or_else(|| model.sampling()),
         };

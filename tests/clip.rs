@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
-use msjoe::models::clip::{Clip, ClipTokenizer, Config, IMAGE_BATCH, Processor};
+use msjoe::models::clip::{Clip, ClipTokenizer, Config, Processor};
 use msjoe::video::{Fit, fit};
 use msjoe::{Error, Result};
 use serde_json::{Value, json};
@@ -180,7 +180,7 @@ fn frames_are_resized_and_cropped_as_the_reference_does() {
 #[test]
 fn a_batch_equals_single_images() {
     let clip = load("large");
-    let images = many_images(56, IMAGE_BATCH + 3);
+    let images = many_images(56, clip.image_batch() + 3);
     let batch = clip.encode_images(&images).unwrap();
     let singles: Vec<_> =
         images.iter().map(|image| clip.encode_images(std::slice::from_ref(image)).unwrap()).collect();
@@ -190,7 +190,8 @@ fn a_batch_equals_single_images() {
 #[test]
 fn a_stream_equals_a_batch_bit_by_bit() {
     let clip = load("legacy");
-    for count in [0, 1, IMAGE_BATCH, 2 * IMAGE_BATCH + 1] {
+    let batch = clip.image_batch();
+    for count in [0, 1, batch, 2 * batch + 1] {
         let images = many_images(40, count);
         let batch = clip.encode_images(&images).unwrap();
         let stream = clip.encode_stream(images.into_iter().map(Ok)).unwrap();

@@ -93,6 +93,17 @@ impl Checkpoint {
         VarBuilder::from_backend(backend, dtype, device.clone())
     }
 
+    /// Every tensor by the model's name for it, cast to `dtype` on `device`: what a training run starts from.
+    ///
+    /// # Errors
+    /// A tensor that is damaged or not finite.
+    pub fn tensors(&self, dtype: DType, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+        let reader = Reader { inner: self.inner.clone() };
+        let names = self.inner.names.keys();
+        let read = names.map(|name| Ok((name.clone(), reader.get_unchecked(name, dtype, device)?)));
+        read.collect::<candle_core::Result<_>>().map_err(|cause| Error::checkpoint(&self.inner.dir, cause))
+    }
+
     /// Call after the model is built: every tensor of the file must have been used.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use super::qwen2_5_vl::mrope::Timing;
 use super::qwen2_5_vl::processor::{Budget, Size};
 use super::qwen2_5_vl::sampling::Sampling;
 use crate::error::Result;
+use crate::text::Dialogue;
 
 /// What is shown to the model before the text of a turn.
 #[derive(Debug, Clone)]
@@ -69,6 +70,11 @@ pub trait VideoLanguageModel: Send {
 
     /// The sampling that the checkpoint recommends, made deterministic.
     fn sampling(&self) -> Sampling;
+
+    /// How the model is spoken to.
+    fn dialogue(&self) -> Dialogue {
+        Dialogue::Instructed
+    }
 
     /// Answers one turn. Every frame has a planned size.
     ///

@@ -32,6 +32,11 @@ impl Linear {
         Ok(Self::new(vb.get((d_out, d_in), "weight")?, None))
     }
 
+    /// (out, in).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// `xs` (.., in) -> (.., out).
     ///
     /// # Errors

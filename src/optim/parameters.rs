@@ -116,7 +116,12 @@ impl Parameters {
             }
         }
         if !missing.is_empty() {
-            bail!("no gradient reached {} of {} parameters: {}", missing.len(), self.len(), missing.join(", "))
+            bail!(
+                "no gradient reached {} of {} parameters: {}",
+                missing.len(),
+                self.len(),
+                missing.join(", ")
+            )
         }
         Ok(gradients)
     }

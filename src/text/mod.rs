@@ -14,6 +14,7 @@ pub mod query;
 
 mod choice;
 mod clock;
+mod dialogue;
 mod jinja;
 mod json_dump;
 mod labels;
@@ -25,6 +26,7 @@ mod tokenizer;
 pub use answer::Answer;
 pub use chat_template::{ChatTemplate, TemplateOrigin, TemplateSource};
 pub use clock::strftime;
+pub use dialogue::Dialogue;
 pub use message::{Message, Part, Role};
 pub use query::{Form, Queries};
 pub use question::Question;

@@ -33,20 +33,25 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// As Qwen2's: blanks belong to the word that follows.
-    pub fn with_blanks() -> Self {
+    /// As Qwen2's: blanks belong to the word that follows. Words of the caller's also get a token without the blank.
+    pub fn with_blanks(words: &[String]) -> Self {
         let mut vocabulary = Self { tokens: bytes(""), merges: Vec::new() };
-        for word in WORDS.split_whitespace() {
+        for word in WORDS.split_whitespace().filter(|_| words.is_empty()) {
             vocabulary.spell(symbols(&format!(" {word}")));
+        }
+        for word in words {
+            vocabulary.spell(symbols(&format!(" {word}")));
+            vocabulary.spell(symbols(word));
         }
         vocabulary
     }
 
     /// As CLIP's: a symbol that ends a word is marked `</w>`.
-    pub fn with_word_ends() -> Self {
+    pub fn with_word_ends(words: &[String]) -> Self {
         let tokens = bytes("").into_iter().chain(bytes("</w>")).collect();
         let mut vocabulary = Self { tokens, merges: Vec::new() };
-        for word in WORDS.split_whitespace() {
+        let common = WORDS.split_whitespace().filter(|_| words.is_empty());
+        for word in common.chain(words.iter().map(String::as_str)) {
             let mut symbols = symbols(word);
             if let Some(last) = symbols.last_mut() {
                 last.push_str("</w>");
@@ -108,6 +113,14 @@ fn symbols(word: &str) -> Vec<String> {
     let alphabet = alphabet();
     let symbol = |byte: u8| alphabet.iter().find(|(b, _)| *b == byte).map(|(_, symbol)| symbol.to_string());
     word.bytes().filter_map(symbol).collect()
+}
+
+/// An entry of `added_tokens` that is plain text to the decoder.
+pub(super) fn plain_token(id: usize, content: &str) -> Value {
+    json!({
+        "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": false
+    })
 }
 
 /// An entry of `added_tokens`.

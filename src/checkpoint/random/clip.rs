@@ -12,7 +12,6 @@ use crate::Result;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
-const POSITIONS: usize = 77;
 
 /// Sizes of a random CLIP checkpoint. The defaults encode a few hundred frames a second on two CPU cores.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +38,12 @@ pub struct ClipSpec {
     pub dtype: DType,
     /// Standard deviation of the weights (norms: around 1).
     pub std: f64,
+    /// Standard deviation of the token and position embeddings.
+    pub embedding_std: f64,
+    /// Words that get a token of their own; none for a few hundred common ones.
+    pub words: Vec<String>,
+    /// Longest text in tokens.
+    pub positions: usize,
 }
 
 impl Default for ClipSpec {
@@ -55,6 +60,9 @@ impl Default for ClipSpec {
             projection: 32,
             dtype: DType::F32,
             std: 0.1,
+            embedding_std: 0.1,
+            words: vec![],
+            positions: 77,
         }
     }
 }
@@ -67,7 +75,7 @@ pub fn clip(dir: impl AsRef<Path>, spec: &ClipSpec, seed: u64) -> Result<()> {
     let dir = dir.as_ref();
     validate(spec)?;
     create(dir)?;
-    let vocabulary = Vocabulary::with_word_ends();
+    let vocabulary = Vocabulary::with_word_ends(&spec.words);
     weights(spec, vocabulary.tokens.len() + 2, seed)?.write(dir, 1)?;
     vocabulary.write(dir, &[START, END])?;
     write_json(dir, "tokenizer.json", &tokenizer(&vocabulary))?;
@@ -78,7 +86,7 @@ pub fn clip(dir: impl AsRef<Path>, spec: &ClipSpec, seed: u64) -> Result<()> {
         "do_lower_case": true,
         "eos_token": END,
         "errors": "replace",
-        "model_max_length": POSITIONS,
+        "model_max_length": spec.positions,
         "pad_token": END,
         "tokenizer_class": "CLIPTokenizer",
         "unk_token": END
@@ -117,6 +125,7 @@ fn validate(spec: &ClipSpec) -> Result<()> {
         spec.patch > 0 && spec.image_size > 0 && spec.image_size.is_multiple_of(spec.patch),
         format!("ClipSpec: image_size {} must be a multiple of patch {}", spec.image_size, spec.patch),
     )?;
+    require(spec.positions > 2, "ClipSpec: positions must leave room for more than the two marks")?;
     require(spec.projection > 0, "ClipSpec: projection must not be 0")?;
     require(
         matches!(spec.dtype, DType::F32 | DType::BF16 | DType::F16),
@@ -129,14 +138,14 @@ fn weights(spec: &ClipSpec, vocab_size: usize, seed: u64) -> Result<Weights> {
     let (t, v) = (spec.text_hidden, spec.vision_hidden);
     let patches = (spec.image_size / spec.patch).pow(2);
     w.scalar("logit_scale", 2.6592)?;
-    w.normal("text_model.embeddings.token_embedding.weight", &[vocab_size, t])?;
-    w.normal("text_model.embeddings.position_embedding.weight", &[POSITIONS, t])?;
+    w.normal_of("text_model.embeddings.token_embedding.weight", &[vocab_size, t], spec.embedding_std)?;
+    w.normal_of("text_model.embeddings.position_embedding.weight", &[spec.positions, t], spec.embedding_std)?;
     encoder(&mut w, "text_model", t, spec.text_layers)?;
     w.layer_norm("text_model.final_layer_norm", t)?;
     w.normal("text_projection.weight", &[spec.projection, t])?;
     w.normal("vision_model.embeddings.class_embedding", &[v])?;
     w.normal("vision_model.embeddings.patch_embedding.weight", &[v, 3, spec.patch, spec.patch])?;
-    w.normal("vision_model.embeddings.position_embedding.weight", &[patches + 1, v])?;
+    w.normal_of("vision_model.embeddings.position_embedding.weight", &[patches + 1, v], spec.embedding_std)?;
     w.layer_norm("vision_model.pre_layrnorm", v)?;
     encoder(&mut w, "vision_model", v, spec.vision_layers)?;
     w.layer_norm("vision_model.post_layernorm", v)?;
@@ -179,7 +188,7 @@ fn config(spec: &ClipSpec, base: usize) -> Value {
         tower
     };
     let text = json!({
-        "model_type": "clip_text_model", "vocab_size": base + 2, "max_position_embeddings": POSITIONS,
+        "model_type": "clip_text_model", "vocab_size": base + 2, "max_position_embeddings": spec.positions,
         "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1
     });
     let vision = json!({

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::DType;
 use serde_json::{Value, json};
 
-use super::bpe::{Vocabulary, special_token};
+use super::bpe::{Vocabulary, plain_token, special_token};
 use super::weights::Weights;
 use super::{IMAGE_MEAN, IMAGE_STD, create, require, write_json};
 use crate::Result;
@@ -67,6 +67,14 @@ pub struct QwenSpec {
     pub dtype: DType,
     /// Standard deviation of the weights (norms: around 1).
     pub std: f64,
+    /// Standard deviation of the token embeddings.
+    pub embedding_std: f64,
+    /// Words that get a token of their own; none for a few hundred common ones.
+    pub words: Vec<String>,
+    /// Marks such as `<answer>` that get a token of their own and are text like any other.
+    pub tags: Vec<String>,
+    /// The chat template; `None` for the published models'.
+    pub template: Option<String>,
 }
 
 impl Default for QwenSpec {
@@ -88,6 +96,10 @@ impl Default for QwenSpec {
             shards: 1,
             dtype: DType::F32,
             std: 0.05,
+            embedding_std: 0.05,
+            words: vec![],
+            tags: vec![],
+            template: None,
         }
     }
 }
@@ -101,14 +113,14 @@ pub fn qwen2_5_vl(dir: impl AsRef<Path>, spec: &QwenSpec, seed: u64) -> Result<(
     let dir = dir.as_ref();
     validate(spec)?;
     create(dir)?;
-    let vocabulary = Vocabulary::with_blanks();
+    let vocabulary = Vocabulary::with_blanks(&spec.words);
     let base = vocabulary.tokens.len();
     // as in the published files, the embedding table is longer than the vocabulary
-    let vocab_size = (base + SPECIALS.len() + 1).next_multiple_of(16);
+    let vocab_size = (base + SPECIALS.len() + spec.tags.len() + 1).next_multiple_of(16);
     let id = |token: &str| SPECIALS.iter().position(|t| *t == token).map_or(0, |place| base + place);
     weights(spec, vocab_size, seed)?.write(dir, spec.shards)?;
     vocabulary.write(dir, &[])?;
-    write_json(dir, "tokenizer.json", &tokenizer(&vocabulary))?;
+    write_json(dir, "tokenizer.json", &tokenizer(&vocabulary, &spec.tags))?;
     write_json(dir, "tokenizer_config.json", &tokenizer_config(spec, base))?;
     write_json(dir, "preprocessor_config.json", &preprocessor(spec))?;
     let generation = json!({
@@ -157,7 +169,7 @@ fn validate(spec: &QwenSpec) -> Result<()> {
 fn weights(spec: &QwenSpec, vocab_size: usize, seed: u64) -> Result<Weights> {
     let mut w = Weights::new(seed, spec.std, spec.dtype);
     let (d, kv) = (spec.hidden, spec.hidden / spec.heads * spec.kv_heads);
-    w.normal("model.embed_tokens.weight", &[vocab_size, d])?;
+    w.normal_of("model.embed_tokens.weight", &[vocab_size, d], spec.embedding_std)?;
     w.scale("model.norm.weight", d)?;
     if !spec.tied {
         w.normal("lm_head.weight", &[vocab_size, d])?;
@@ -257,10 +269,11 @@ fn vision_config(spec: &QwenSpec) -> Value {
     })
 }
 
-fn tokenizer(vocabulary: &Vocabulary) -> Value {
+fn tokenizer(vocabulary: &Vocabulary, tags: &[String]) -> Value {
     let base = vocabulary.tokens.len();
-    let added: Vec<Value> =
-        SPECIALS.iter().enumerate().map(|(place, token)| special_token(base + place, token)).collect();
+    let specials = SPECIALS.iter().zip(base..).map(|(token, id)| special_token(id, token));
+    let tags = tags.iter().zip(base + SPECIALS.len()..).map(|(token, id)| plain_token(id, token));
+    let added: Vec<Value> = specials.chain(tags).collect();
     let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let bytes =
         json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
@@ -283,24 +296,22 @@ fn tokenizer(vocabulary: &Vocabulary) -> Value {
 }
 
 fn tokenizer_config(spec: &QwenSpec, base: usize) -> Value {
-    let decoder: serde_json::Map<String, Value> = SPECIALS
-        .iter()
-        .enumerate()
-        .map(|(place, token)| {
-            let mut entry = special_token(base + place, token);
-            if let Some(entry) = entry.as_object_mut() {
-                entry.shift_remove("id");
-            }
-            ((base + place).to_string(), entry)
-        })
-        .collect();
+    let specials = SPECIALS.iter().zip(base..).map(|(token, id)| (id, special_token(id, token)));
+    let tags = spec.tags.iter().zip(base + SPECIALS.len()..).map(|(token, id)| (id, plain_token(id, token)));
+    let entries = specials.chain(tags).map(|(id, mut entry)| {
+        if let Some(entry) = entry.as_object_mut() {
+            entry.shift_remove("id");
+        }
+        (id.to_string(), entry)
+    });
+    let decoder: serde_json::Map<String, Value> = entries.collect();
     json!({
         "add_bos_token": false,
         "add_prefix_space": false,
         "added_tokens_decoder": decoder,
         "additional_special_tokens": SPECIALS[1..],
         "bos_token": null,
-        "chat_template": chat_template::QWEN2_5_VL,
+        "chat_template": spec.template.as_deref().unwrap_or(chat_template::QWEN2_5_VL),
         "clean_up_tokenization_spaces": false,
         "eos_token": "<|im_end|>",
         "errors": "replace",

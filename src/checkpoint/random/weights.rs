@@ -31,6 +31,14 @@ impl Weights {
         self.around(0.0, name.into(), shape)
     }
 
+    /// Normal values around 0 with a deviation of their own.
+    pub fn normal_of(&mut self, name: impl Into<String>, shape: &[usize], std: f64) -> Result<()> {
+        let usual = std::mem::replace(&mut self.std, std);
+        let made = self.normal(name, shape);
+        self.std = usual;
+        made
+    }
+
     /// Normal values around 1: the scale of a norm. They are not 1, so that a model which leaves them out is found out.
     pub fn scale(&mut self, name: impl Into<String>, width: usize) -> Result<()> {
         self.around(1.0, name.into(), &[width])

@@ -29,8 +29,8 @@ pub use vision::VisionModel;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
-/// Images that go through the tower together: enough for the matrix products, little enough for the caches.
-pub const IMAGE_BATCH: usize = 4;
+/// Tokens that go through the image tower together: enough for the matrix products, little enough for the caches.
+const IMAGE_TOKENS: usize = 1028;
 
 /// Texts that go through the tower together.
 const TEXT_BATCH: usize = 64;
@@ -82,15 +82,15 @@ impl Clip {
     }
 
     /// Features (B, D) in f32, projected, not normalised, of images that are already resized and cropped to
-    /// [`Self::image_size`]. Runs in batches of [`IMAGE_BATCH`].
+    /// [`Self::image_size`]. Runs in batches of [`Self::image_batch`].
     ///
     /// # Errors
     /// An image of another size.
     pub fn encode_images(&self, images: &[RgbImage]) -> Result<Tensor> {
-        let batches = images.chunks(IMAGE_BATCH).map(|batch| {
+        let batches = images.chunks(self.image_batch()).map(|batch| {
             let side = self.image_size() as usize;
             let pixels = self.processor.pixel_values(batch)?;
-            self.image_batch(&Tensor::from_vec(pixels, (batch.len(), 3, side, side), &Device::Cpu)?)
+            self.encode_batch(&Tensor::from_vec(pixels, (batch.len(), 3, side, side), &Device::Cpu)?)
         });
         self.rows(batches.collect::<Result<_>>()?)
     }
@@ -100,7 +100,7 @@ impl Clip {
         ImageStream::new(self)
     }
 
-    /// Features (T, D) of images as they arrive, at most [`IMAGE_BATCH`] of them in memory; else as
+    /// Features (T, D) of images as they arrive, at most [`Self::image_batch`] of them in memory; else as
     /// [`Self::encode_images`].
     ///
     /// # Errors
@@ -156,9 +156,10 @@ impl Clip {
                 pixel_values.dims()
             )));
         }
-        let batches = (0..b).step_by(IMAGE_BATCH);
+        let size = self.image_batch();
+        let batches = (0..b).step_by(size);
         let batches = batches
-            .map(|at| self.image_batch(&pixel_values.narrow(0, at, IMAGE_BATCH.min(b - at))?))
+            .map(|at| self.encode_batch(&pixel_values.narrow(0, at, size.min(b - at))?))
             .collect::<Result<_>>()?;
         self.rows(batches)
     }
@@ -205,6 +206,22 @@ impl Clip {
         self.processor.size()
     }
 
+    /// Images that go through the tower together.
+    pub fn image_batch(&self) -> usize {
+        let vision = &self.config.vision_config;
+        let tokens = (vision.image_size / vision.patch_size).pow(2) + 1;
+        (IMAGE_TOKENS / tokens).max(1)
+    }
+
+    /// The same CLIP over other tensors of the same names and shapes.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn rebuilt(&self, vb: VarBuilder) -> Result<Self> {
+        let (vision, text) = towers(&self.config, vb)?;
+        Ok(Self { vision, text, ..self.clone() })
+    }
+
     /// Identifies everything that decides the features of a frame: all bytes of weights and config, the processor's
     /// settings, the dtype.
     pub fn revision(&self) -> &str {
@@ -221,7 +238,7 @@ impl Clip {
         &self.config
     }
 
-    fn image_batch(&self, pixel_values: &Tensor) -> Result<Tensor> {
+    fn encode_batch(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let pixel_values = pixel_values.to_device(&self.device)?.to_dtype(self.dtype)?;
         Ok(self.vision.forward(&pixel_values)?.to_dtype(DType::F32)?)
     }

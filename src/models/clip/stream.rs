@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use image::RgbImage;
 
-use super::{Clip, IMAGE_BATCH};
+use super::Clip;
 use crate::error::Result;
 
 /// Collects images into batches and encodes each batch as soon as it is full; made by [`Clip::stream`].
@@ -17,7 +17,7 @@ pub struct ImageStream<'a> {
 
 impl<'a> ImageStream<'a> {
     pub(super) fn new(clip: &'a Clip) -> Self {
-        Self { clip, waiting: Vec::with_capacity(IMAGE_BATCH), encoded: vec![], images: 0 }
+        Self { clip, waiting: Vec::with_capacity(clip.image_batch()), encoded: vec![], images: 0 }
     }
 
     /// Adds an image of the tower's size; encodes when that fills a batch.
@@ -27,7 +27,7 @@ impl<'a> ImageStream<'a> {
     pub fn push(&mut self, image: RgbImage) -> Result<()> {
         self.waiting.push(image);
         self.images += 1;
-        if self.waiting.len() == IMAGE_BATCH { self.encode() } else { Ok(()) }
+        if self.waiting.len() == self.clip.image_batch() { self.encode() } else { Ok(()) }
     }
 
     /// Images pushed so far.

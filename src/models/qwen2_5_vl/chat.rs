@@ -15,7 +15,7 @@ use super::{Prompt, Qwen2_5Vl};
 use crate::checkpoint::read_json;
 use crate::error::{Error, Result};
 use crate::models::language::{OnText, Reply, Show, Turn, VideoLanguageModel};
-use crate::text::{ChatTemplate, Message, Pad, Part, Role, Tokenizer, expand_pads};
+use crate::text::{ChatTemplate, Dialogue, Message, Pad, Part, Role, Tokenizer, expand_pads};
 
 /// Patches that go through the vision tower at once. Slices do not see each other, so this bounds memory and changes
 /// no result.
@@ -31,8 +31,18 @@ pub struct Qwen2_5VlChat {
     pub template: ChatTemplate,
     /// The checkpoint's image processor.
     pub processor: Processor,
-    stop_tokens: Vec<u32>,
+    /// How the checkpoint is spoken to.
+    pub dialogue: Dialogue,
+    /// Tokens that end a reply.
+    pub stop_tokens: Vec<u32>,
     repetition_penalty: f32,
+}
+
+/// `msjoe.json`: what a checkpoint trained by this crate says about itself.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Habits {
+    dialogue: Dialogue,
 }
 
 /// The part of `generation_config.json` that matters here.
@@ -65,6 +75,8 @@ impl Qwen2_5VlChat {
         let path = dir.join("generation_config.json");
         let generation: GenerationConfig =
             if path.is_file() { read_json(&path)? } else { Default::default() };
+        let path = dir.join("msjoe.json");
+        let Habits { dialogue } = if path.is_file() { read_json(&path)? } else { Default::default() };
         let model = Qwen2_5Vl::load(dir, dtype, device)?;
         let vocabulary = model.config.text.vocab_size;
         if tokenizer.vocab_size() > vocabulary {
@@ -80,7 +92,7 @@ impl Qwen2_5VlChat {
             None => model.config.eos_token_ids.clone(),
         };
         let repetition_penalty = generation.repetition_penalty.unwrap_or(1.0);
-        Ok(Self { model, tokenizer, template, processor, stop_tokens, repetition_penalty })
+        Ok(Self { model, tokenizer, template, processor, dialogue, stop_tokens, repetition_penalty })
     }
 
     /// The tokenised prompt of a turn, its frames encoded.
@@ -159,6 +171,10 @@ impl VideoLanguageModel for Qwen2_5VlChat {
 
     fn sampling(&self) -> Sampling {
         Sampling { repetition_penalty: self.repetition_penalty, ..Sampling::default() }
+    }
+
+    fn dialogue(&self) -> Dialogue {
+        self.dialogue
     }
 
     fn reply(&self, turn: &Turn, on_text: OnText) -> Result<Reply> {

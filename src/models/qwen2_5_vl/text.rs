@@ -196,6 +196,11 @@ impl TextModel {
         self.lm_head.forward(hidden)?.to_dtype(DType::F32)
     }
 
+    /// The output head (V, D); the embedding table when the config ties them.
+    pub fn head(&self) -> &Tensor {
+        self.lm_head.weight()
+    }
+
     /// An empty cache for `sequences` sequences.
     pub fn cache(&self, sequences: usize) -> KvCache {
         KvCache::new(self.layers.len(), sequences)

@@ -1,0 +1,199 @@
+//! Supervised training of a Qwen2.5-VL on conversations about frames: cross-entropy on the replies.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use image::RgbImage;
+use rayon::prelude::*;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use crate::models::qwen2_5_vl::mrope::Media;
+use crate::models::qwen2_5_vl::processor::Patches;
+use crate::models::qwen2_5_vl::text::Context;
+use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
+use crate::ops::attention::Segments;
+use crate::ops::log_prob::log_probs;
+use crate::optim::{AdamW, AdamWConfig, Parameters, clip_grad_norm};
+use crate::text::{Message, Pad, Part, Role, expand_pads};
+
+/// Frames, and what is said about them: each turn is a text of the user's and the reply to be learned.
+#[derive(Debug, Clone)]
+pub struct Conversation {
+    /// Shown as separate images before the first turn; planned sizes.
+    pub images: Vec<RgbImage>,
+    /// Texts and replies.
+    pub turns: Vec<(String, String)>,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Mean negative log-probability of the learned tokens.
+    pub loss: f64,
+    /// Learned tokens.
+    pub tokens: usize,
+    /// Tokens that went through the model.
+    pub length: usize,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// Which part of the model learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learn {
+    /// Everything.
+    All,
+    /// The text model; the vision tower stays as it is.
+    Text,
+}
+
+/// A Qwen2.5-VL in supervised training.
+pub struct TurnTrainer {
+    /// The model with its tokenizer; its weights follow every step.
+    pub chat: Qwen2_5VlChat,
+    /// All parameters by their published names.
+    pub parameters: Parameters,
+    /// Moments of the optimizer.
+    pub optimizer: AdamW,
+    learned: Parameters,
+    max_grad_norm: f64,
+}
+
+/// A conversation as token ids; `learned[i]` says whether token `i` is a target.
+struct Encoded {
+    input_ids: Vec<u32>,
+    learned: Vec<bool>,
+    media: Vec<Media>,
+    patches: Vec<Patches>,
+}
+
+impl TurnTrainer {
+    /// Starts from the checkpoint in `dir`, in f32.
+    ///
+    /// # Errors
+    /// As [`Qwen2_5VlChat::load`].
+    pub fn new(dir: &Path, device: &Device, learn: Learn, optimizer: AdamWConfig) -> Result<Self> {
+        let mut chat = Qwen2_5VlChat::load(dir, DType::F32, device)?;
+        let tensors = Checkpoint::open(dir)?.tensors(DType::F32, device)?;
+        let parameters = Parameters::new(tensors)?;
+        let learns = |name: &str| learn == Learn::All || !name.starts_with("visual.");
+        let detached = parameters.detached();
+        let tensors: HashMap<String, Tensor> = (parameters.tracked().into_iter())
+            .map(|(name, tracked)| match detached.get(&name) {
+                Some(frozen) if !learns(&name) => (name, frozen.clone()),
+                _ => (name, tracked),
+            })
+            .collect();
+        chat.model =
+            Qwen2_5Vl::new(&chat.model.config, VarBuilder::from_tensors(tensors, DType::F32, device))?;
+        let learned = parameters.filtered(learns);
+        Ok(Self { chat, parameters, optimizer: AdamW::new(optimizer), learned, max_grad_norm: 1.0 })
+    }
+
+    /// One optimizer step on a batch.
+    ///
+    /// # Errors
+    /// Images of a wrong size, an empty batch, a parameter without a gradient.
+    pub fn step(&mut self, batch: &[Conversation], learning_rate: f64) -> Result<Step> {
+        let (loss, tokens, length) = self.loss(batch)?;
+        let mut gradients = self.learned.gradients(&loss.backward()?)?;
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        let grad_norm = clip_grad_norm(&mut gradients, self.max_grad_norm)?;
+        self.optimizer.step(&self.learned, &gradients, learning_rate)?;
+        Ok(Step { loss, tokens, length, grad_norm })
+    }
+
+    /// Mean negative log-probability of the replies' tokens (a scalar), their number, and all tokens.
+    fn loss(&self, batch: &[Conversation]) -> Result<(Tensor, usize, usize)> {
+        let encoded: Vec<Encoded> = batch.par_iter().map(|c| self.encode(c)).collect::<Result<_>>()?;
+        let model = &self.chat.model;
+        let mut positions = vec![];
+        for part in &encoded {
+            let prompt =
+                Prompt { input_ids: part.input_ids.clone(), media: part.media.clone(), features: vec![] };
+            positions.extend(model.positions(&prompt)?.ids);
+        }
+        let lengths: Vec<usize> = encoded.iter().map(|part| part.input_ids.len()).collect();
+        let embeds = self.embed(&encoded)?;
+        let hidden = model.text().hidden(&embeds, &positions, Context::Packed(&Segments::new(&lengths)))?;
+
+        let (mut rows, mut targets, mut start) = (vec![], vec![], 0);
+        for part in &encoded {
+            for (at, _) in part.learned.iter().enumerate().filter(|(_, learned)| **learned) {
+                rows.push((start + at - 1) as u32); // the token before predicts it
+                targets.push(part.input_ids[at]);
+            }
+            start += part.input_ids.len();
+        }
+        if targets.is_empty() {
+            return Err(Error::Input("supervised step: expected replies to learn, got none".into()));
+        }
+        let rows = Tensor::new(rows, hidden.device())?;
+        let chosen = log_probs(&hidden.index_select(&rows, 0)?, model.text().head(), &targets, 1.0)?;
+        Ok((chosen.log_probs.mean_all()?.neg()?, targets.len(), start))
+    }
+
+    /// Embeddings of all tokens, one conversation after the other, with the features of all images in their places.
+    fn embed(&self, encoded: &[Encoded]) -> Result<Tensor> {
+        let model = &self.chat.model;
+        let ids: Vec<u32> = encoded.iter().flat_map(|part| part.input_ids.iter().copied()).collect();
+        let embeds = model.text().embed(&ids)?;
+        let patches: Vec<&Patches> = encoded.iter().flat_map(|part| &part.patches).collect();
+        let Some(first) = patches.first() else { return Ok(embeds) };
+        let width = first.width;
+        let grids: Vec<[usize; 3]> = patches.iter().map(|p| p.grid).collect();
+        let values: Vec<f32> = patches.iter().flat_map(|p| p.rows.iter().copied()).collect();
+        let rows = values.len() / width;
+        let pixels = Tensor::from_vec(values, (rows, width), embeds.device())?;
+        let features = model.vision(&pixels, &grids)?;
+        let mut next = ids.len() as u32;
+        let places: Vec<u32> = (ids.iter().enumerate())
+            .map(|(at, id)| {
+                if *id != model.config.image_token_id {
+                    return at as u32;
+                }
+                next += 1;
+                next - 1
+            })
+            .collect();
+        let places = Tensor::new(places, embeds.device())?;
+        Ok(Tensor::cat(&[&embeds, &features], 0)?.index_select(&places, 0)?)
+    }
+
+    fn encode(&self, conversation: &Conversation) -> Result<Encoded> {
+        let chat = &self.chat;
+        let one = |image: &RgbImage| chat.processor.patches(std::slice::from_ref(image));
+        let patches: Vec<Patches> = conversation.images.iter().map(one).collect::<Result<_>>()?;
+        let media: Vec<Media> = patches.iter().map(|p| Media::Image { grid: p.grid }).collect();
+        let merge = chat.processor.merge_size;
+        let counts: Vec<usize> = media.iter().map(|m| m.tokens(merge)).collect::<Result<_>>()?;
+        let Some(&end) = chat.stop_tokens.first() else {
+            return Err(Error::Input(
+                "supervised training: the checkpoint names no token that ends a reply".into(),
+            ));
+        };
+        let (mut input_ids, mut learned) = (vec![], vec![]);
+        for (i, (text, reply)) in conversation.turns.iter().enumerate() {
+            let shown = if i == 0 { media.len() } else { 0 };
+            let content =
+                std::iter::repeat_n(Part::Image, shown).chain([Part::text(text.as_str())]).collect();
+            let rendered = chat.template.prompt(&[Message::new(Role::User, content)])?;
+            let rendered = if i == 0 { rendered } else { format!("\n{rendered}") };
+            input_ids.extend(chat.tokenizer.encode(&rendered)?);
+            learned.resize(input_ids.len(), false);
+            input_ids.extend(chat.tokenizer.encode(reply)?);
+            input_ids.push(end);
+            learned.resize(input_ids.len(), true);
+        }
+        // Pads come before the first reply, so widening them shifts every flag alike.
+        let pads = [Pad { id: chat.model.config.image_token_id, counts: &counts }];
+        let before = input_ids.len();
+        let input_ids = expand_pads(&input_ids, &pads)?;
+        let flags = std::iter::repeat_n(false, input_ids.len() - before).chain(learned).collect();
+        Ok(Encoded { input_ids, learned: flags, media, patches })
+    }
+}
