@@ -96,24 +96,32 @@ impl KvCache {
         self.sequences.retain(|_| flags.next().copied().unwrap_or(false));
     }
 
-    /// `count` continuations of the only sequence, which they share as their prefix.
+    /// `counts[i]` continuations of sequence `i`, which they share as their prefix; in order.
     ///
     /// # Errors
-    /// A cache that does not hold exactly one sequence, with every layer filled.
-    pub fn fork(self, count: usize) -> Result<Self> {
+    /// Another number of counts than of sequences, or a sequence whose layers are not all filled.
+    pub fn fork(self, counts: &[usize]) -> Result<Self> {
         let layers = self.layers;
-        let [sequence] = <[Sequence; 1]>::try_from(self.sequences).or_else(|s| {
-            candle_core::bail!("kv cache: only a single sequence can be forked, this cache holds {}", s.len())
-        })?;
-        let mut prefix = sequence.prefix;
-        let run: Vec<_> = sequence.tail.iter().flatten().map(Buffer::filled).collect::<Result<_>>()?;
-        if run.len() == layers {
-            prefix.push(run);
-        } else if sequence.len > 0 {
-            candle_core::bail!("kv cache: {} of {layers} layers are filled", run.len())
+        if counts.len() != self.sequences.len() {
+            candle_core::bail!("kv cache: {} counts for {} sequences", counts.len(), self.sequences.len())
         }
-        let fork = Sequence { prefix, tail: vec![None; layers], len: sequence.len };
-        Ok(Self { layers, sequences: vec![fork; count] })
+        let mut sequences = vec![];
+        for (sequence, &count) in self.sequences.into_iter().zip(counts) {
+            if count == 1 {
+                sequences.push(sequence);
+                continue;
+            }
+            let mut prefix = sequence.prefix;
+            let run: Vec<_> = sequence.tail.iter().flatten().map(Buffer::filled).collect::<Result<_>>()?;
+            if run.len() == layers {
+                prefix.push(run);
+            } else if sequence.len > 0 {
+                candle_core::bail!("kv cache: {} of {layers} layers are filled", run.len())
+            }
+            let fork = Sequence { prefix, tail: vec![None; layers], len: sequence.len };
+            sequences.extend(vec![fork; count]);
+        }
+        Ok(Self { layers, sequences })
     }
 
     /// Appends the packed `keys` and `values` (L, Hkv, D) of layer `layer`, `rows[i]` of them to sequence `i`, and

@@ -1,1 +1,7 @@
 //! Reinforcement learning: GRPO for the language model, REINFORCE for the sampler, from one reward.
+
+pub mod footage;
+pub mod gallery;
+pub mod plan;
+pub mod rollout;
+pub mod trajectory;

@@ -3,4 +3,5 @@
 //! The base models of the toy world are made with it; joint training ([`crate::rl`]) starts from their checkpoints.
 
 pub mod contrastive;
+pub mod lessons;
 pub mod turns;

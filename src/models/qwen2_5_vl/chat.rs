@@ -100,16 +100,27 @@ impl Qwen2_5VlChat {
     /// # Errors
     /// Frames of a wrong size, text with special tokens, a template that does not place the media.
     pub fn prompt(&self, turn: &Turn) -> Result<Prompt> {
-        self.tokenizer.refuse_special("prompt", turn.text)?;
         let (media, patches) = self.media(&turn.show)?;
+        // Before the vision tower runs: that is the expensive part.
+        let input_ids = self.input_ids(turn.text, &media)?;
+        let features = patches.into_iter().map(|p| self.features(p)).collect::<Result<_>>()?;
+        Ok(Prompt { input_ids, media, features })
+    }
+
+    /// Token ids of a user turn that shows `media` and then says `text`, up to where the reply begins.
+    ///
+    /// # Errors
+    /// Text with special tokens, a template that does not place the media, more tokens than the context.
+    pub fn input_ids(&self, text: &str, media: &[Media]) -> Result<Vec<u32>> {
+        self.tokenizer.refuse_special("prompt", text)?;
         let part = |medium: &Media| match medium {
             Media::Image { .. } => Part::Image,
             Media::Video { .. } => Part::Video,
         };
-        let content = media.iter().map(part).chain([Part::text(turn.text)]).collect();
+        let content = media.iter().map(part).chain([Part::text(text)]).collect();
         let rendered = self.template.prompt(&[Message::new(Role::User, content)])?;
         let (mut images, mut videos) = (vec![], vec![]);
-        for medium in &media {
+        for medium in media {
             let tokens = medium.tokens(self.processor.merge_size)?;
             if matches!(medium, Media::Image { .. }) { images.push(tokens) } else { videos.push(tokens) }
         }
@@ -121,15 +132,13 @@ impl Qwen2_5VlChat {
         let input_ids = expand_pads(&self.tokenizer.encode(&rendered)?, &pads)?;
         let most = config.text.max_position_embeddings;
         if input_ids.len() >= most {
-            // Before the vision tower runs: that is the expensive part.
             return Err(Error::Input(format!(
                 "the prompt has {} tokens ({} of them visual), the model's context {most}: show fewer or smaller frames, or shorten the text",
                 input_ids.len(),
                 images.iter().chain(&videos).sum::<usize>()
             )));
         }
-        let features = patches.into_iter().map(|p| self.features(p)).collect::<Result<_>>()?;
-        Ok(Prompt { input_ids, media, features })
+        Ok(input_ids)
     }
 
     fn media(&self, show: &Show) -> Result<(Vec<Media>, Vec<Patches>)> {
@@ -149,8 +158,11 @@ impl Qwen2_5VlChat {
         }
     }
 
-    /// Features of one medium, some slices at a time.
-    fn features(&self, patches: Patches) -> Result<Tensor> {
+    /// Features (slices x merged tokens, hidden) of one medium, some slices at a time.
+    ///
+    /// # Errors
+    /// As the vision tower.
+    pub fn features(&self, patches: Patches) -> Result<Tensor> {
         let [t, h, w] = patches.grid;
         let per_slice = h * w * patches.width;
         let slices = (PATCHES / (h * w).max(1)).clamp(1, t.max(1));
@@ -161,6 +173,41 @@ impl Qwen2_5VlChat {
             features.push(self.model.vision(&pixels, &[[t, h, w]])?);
         }
         Ok(Tensor::cat(&features, 0)?)
+    }
+
+    /// Features of several media, in order; small ones go through the vision tower together.
+    ///
+    /// # Errors
+    /// As [`Self::features`].
+    pub fn features_of(&self, media: Vec<Patches>) -> Result<Vec<Tensor>> {
+        let merged = self.processor.merge_size.pow(2);
+        let rows_of = |patches: &Patches| patches.grid.iter().product::<usize>();
+        let mut features = Vec::with_capacity(media.len());
+        let mut media = media.into_iter().peekable();
+        while let Some(first) = media.next() {
+            if rows_of(&first) > PATCHES {
+                features.push(self.features(first)?);
+                continue;
+            }
+            let mut rows = rows_of(&first);
+            let mut together = vec![first];
+            while let Some(next) = media.next_if(|next| rows + rows_of(next) <= PATCHES) {
+                rows += rows_of(&next);
+                together.push(next);
+            }
+            let grids: Vec<[usize; 3]> = together.iter().map(|p| p.grid).collect();
+            let values: Vec<f32> = together.iter().flat_map(|p| p.rows.iter().copied()).collect();
+            let pixels = Tensor::from_vec(values, (rows, together[0].width), &Device::Cpu)?;
+            let all = self.model.vision(&pixels, &grids)?;
+            let mut start = 0;
+            for patches in &together {
+                let len = rows_of(patches) / merged;
+                // A copy of its own, so that dropping one frees it.
+                features.push(all.narrow(0, start, len)?.force_contiguous()?.copy()?);
+                start += len;
+            }
+        }
+        Ok(features)
     }
 }
 

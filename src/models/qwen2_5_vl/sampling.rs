@@ -56,21 +56,37 @@ impl Sampling {
 /// Tokens a sequence has seen, for the repetition penalty.
 pub type Seen = BTreeSet<u32>;
 
-/// The next token for `logits` (V,).
+/// Natural logarithm of the sum of `exp(logit / temperature)`.
+pub fn log_sum_exp(logits: &[f32], temperature: f32) -> f32 {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| top.max(*x));
+    let sum: f64 = logits.iter().map(|x| f64::from(((x - top) / temperature).exp())).sum();
+    top / temperature + sum.ln() as f32
+}
+
+/// The next token for `logits` (V,), and its logit as the model gave it.
 ///
 /// # Errors
 /// Logits that are not finite: the weights are damaged or the activations overflowed.
-pub fn next_token(mut logits: Vec<f32>, sampling: &Sampling, seen: &Seen, rng: &mut StdRng) -> Result<u32> {
+pub fn next_token(
+    logits: Vec<f32>,
+    sampling: &Sampling,
+    seen: &Seen,
+    rng: &mut StdRng,
+) -> Result<(u32, f32)> {
     if let Some(at) = logits.iter().position(|x| !x.is_finite()) {
         return Err(Error::Input(format!(
             "the logit of token {at} is {}; the weights are damaged or the dtype overflows",
             logits[at]
         )));
     }
-    penalise(&mut logits, sampling.repetition_penalty, seen);
-    if sampling.temperature == 0.0 {
-        return Ok(argmax(&logits));
-    }
+    let mut shaped = logits.clone();
+    penalise(&mut shaped, sampling.repetition_penalty, seen);
+    let token = if sampling.temperature == 0.0 { argmax(&shaped) } else { drawn(shaped, sampling, rng) };
+    Ok((token, logits[token as usize]))
+}
+
+/// A draw from the softmax of `logits` at the temperature, cut to top-k and top-p.
+fn drawn(mut logits: Vec<f32>, sampling: &Sampling, rng: &mut StdRng) -> u32 {
     logits.iter_mut().for_each(|x| *x /= sampling.temperature);
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
@@ -87,10 +103,10 @@ pub fn next_token(mut logits: Vec<f32>, sampling: &Sampling, seen: &Seen, rng: &
     for (id, weight) in order.iter().zip(&weights[..kept]) {
         left -= weight;
         if left < 0.0 {
-            return Ok(*id);
+            return *id;
         }
     }
-    Ok(order[kept - 1])
+    order[kept - 1]
 }
 
 /// How many of the descending `weights` are needed to reach `mass`; at least one.

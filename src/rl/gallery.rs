@@ -1,0 +1,173 @@
+//! The language model's features of frames, computed once and shown any number of times.
+//!
+//! The vision tower is frozen in joint training and attends within one temporal slice only, so the features of a slice
+//! belong to its frames alone: a single frame where key frames are shown as images, which every draw can reuse, or a pair
+//! of neighbours in the draw where they are shown as a video.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::footage::Footage;
+use crate::error::{Error, Result};
+use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use crate::models::qwen2_5_vl::mrope::{Media, Timing};
+use crate::models::qwen2_5_vl::processor::{Patches, Size};
+use crate::pipeline::ShowKeyFrames;
+
+/// One temporal slice: its frames in order (the same one twice for an image), at a size.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Slice {
+    video: Arc<str>,
+    frames: [usize; 2],
+    width: u32,
+    height: u32,
+}
+
+/// Frames to be shown in one turn.
+#[derive(Debug, Clone)]
+pub struct Showing {
+    /// The video.
+    pub footage: Arc<Footage>,
+    /// Candidates, ascending.
+    pub frames: Vec<usize>,
+    /// Size they are shown at.
+    pub size: Size,
+    /// As images or as one video.
+    pub show: ShowKeyFrames,
+}
+
+impl Showing {
+    fn slices(&self) -> impl Iterator<Item = Slice> + '_ {
+        let step = if self.show == ShowKeyFrames::Images { 1 } else { 2 };
+        self.frames.chunks(step).map(|chunk| Slice {
+            video: self.footage.id.clone(),
+            frames: [chunk[0], chunk[chunk.len() - 1]],
+            width: self.size.width,
+            height: self.size.height,
+        })
+    }
+
+    fn grid(&self, chat: &Qwen2_5VlChat, slices: usize) -> [usize; 3] {
+        let patch = chat.processor.patch_size;
+        [slices, self.size.height as usize / patch, self.size.width as usize / patch]
+    }
+
+    /// What the prompt says about them.
+    fn media(&self, chat: &Qwen2_5VlChat) -> Vec<Media> {
+        match self.show {
+            ShowKeyFrames::Images => {
+                vec![Media::Image { grid: self.grid(chat, 1) }; self.frames.len()]
+            }
+            ShowKeyFrames::Video if self.frames.is_empty() => vec![],
+            ShowKeyFrames::Video => {
+                let seconds = 2.0 * self.footage.duration / self.frames.len() as f64;
+                let grid = self.grid(chat, self.frames.len().div_ceil(2));
+                vec![Media::Video { grid, timing: Timing::Uniform(seconds as f32) }]
+            }
+        }
+    }
+}
+
+/// Features by slice, the oldest dropped first when they outgrow their memory.
+#[derive(Debug)]
+pub struct Gallery {
+    limit: usize,
+    bytes: usize,
+    features: BTreeMap<Slice, Tensor>,
+    order: VecDeque<Slice>,
+    /// Slices that went through the vision tower.
+    pub encoded: usize,
+    /// Slices that were asked for.
+    pub shown: usize,
+}
+
+impl Gallery {
+    /// An empty one that keeps at most `limit` bytes between steps.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, bytes: 0, features: BTreeMap::new(), order: VecDeque::new(), encoded: 0, shown: 0 }
+    }
+
+    /// Media and features of each showing. What is not known yet goes through the vision tower together.
+    ///
+    /// # Errors
+    /// Frames that cannot be decoded or have a wrong size.
+    pub fn show(
+        &mut self,
+        chat: &Qwen2_5VlChat,
+        showings: &[Showing],
+    ) -> Result<Vec<(Vec<Media>, Vec<Tensor>)>> {
+        self.forget();
+        let mut missing: BTreeMap<Slice, &Showing> = BTreeMap::new();
+        for showing in showings {
+            for slice in showing.slices() {
+                self.shown += 1;
+                if !self.features.contains_key(&slice) {
+                    missing.insert(slice, showing);
+                }
+            }
+        }
+        self.encode(chat, &missing)?;
+        showings.iter().map(|showing| self.shown(chat, showing)).collect()
+    }
+
+    fn shown(&self, chat: &Qwen2_5VlChat, showing: &Showing) -> Result<(Vec<Media>, Vec<Tensor>)> {
+        let features: Option<Vec<Tensor>> =
+            showing.slices().map(|slice| self.features.get(&slice).cloned()).collect();
+        let features = features.ok_or_else(|| Error::Input("gallery: a slice was not encoded".to_owned()))?;
+        let features = match showing.show {
+            ShowKeyFrames::Video if !features.is_empty() => vec![Tensor::cat(&features, 0)?],
+            _ => features,
+        };
+        Ok((showing.media(chat), features))
+    }
+
+    fn encode(&mut self, chat: &Qwen2_5VlChat, missing: &BTreeMap<Slice, &Showing>) -> Result<()> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut by_video: BTreeMap<(&str, u32, u32), (&Showing, BTreeSet<usize>)> = BTreeMap::new();
+        for (slice, showing) in missing {
+            let key = (slice.video.as_ref(), slice.width, slice.height);
+            by_video.entry(key).or_insert((showing, BTreeSet::new())).1.extend(slice.frames);
+        }
+        let mut images = BTreeMap::new();
+        for ((video, width, height), (showing, frames)) in by_video {
+            let frames: Vec<usize> = frames.into_iter().collect();
+            let decoded = showing.footage.frames(&frames, showing.size)?;
+            for (frame, image) in frames.into_iter().zip(decoded) {
+                images.insert((video, frame, width, height), image);
+            }
+        }
+        let slices: Vec<&Slice> = missing.keys().collect();
+        let patches: Vec<Patches> = (slices.par_iter())
+            .map(|slice| {
+                let frame = |i: usize| {
+                    images.get(&(slice.video.as_ref(), slice.frames[i], slice.width, slice.height))
+                };
+                match (frame(0), frame(1)) {
+                    (Some(a), Some(b)) => chat.processor.patches(&[a.clone(), b.clone()]),
+                    _ => Err(Error::Input(format!("gallery: frames {:?} were not decoded", slice.frames))),
+                }
+            })
+            .collect::<Result<_>>()?;
+        for (slice, features) in slices.iter().zip(chat.features_of(patches)?) {
+            self.bytes += features.elem_count() * features.dtype().size_in_bytes();
+            self.features.insert((*slice).clone(), features);
+            self.order.push_back((*slice).clone());
+        }
+        self.encoded += slices.len();
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        while self.bytes > self.limit {
+            let Some(oldest) = self.order.pop_front() else { break };
+            if let Some(features) = self.features.remove(&oldest) {
+                self.bytes -= features.elem_count() * features.dtype().size_in_bytes();
+            }
+        }
+    }
+}

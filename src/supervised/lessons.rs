@@ -1,0 +1,156 @@
+//! What the base models of the toy world learn from: captions for CLIP, and for the language model to describe frames,
+//! to answer from frames sampled evenly, and to write queries.
+//!
+//! Every lesson follows from (world, number), so that a resumed training goes on with the same ones.
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+
+use super::contrastive::Batch;
+use super::turns::Conversation;
+use crate::data::world::{Colour, Family, Noun, Phrase, Sample, Script, Split, World};
+use crate::select::uniform;
+use crate::text::{Dialogue, answer, query};
+
+/// Most queries of a supervised query turn.
+const MAX_QUERIES: usize = 4;
+/// The user's text that asks for captions.
+pub const DESCRIBE: &str = "describe";
+
+/// What a conversation teaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lesson {
+    /// One frame and its caption.
+    Look,
+    /// Frames sampled evenly from a clip: captions of all of them, and questions.
+    Watch,
+    /// Previews and a question: what to search for.
+    Ask,
+}
+
+/// A batch for the contrastive training: `frames` frames of training videos, `per_video` of each, a true phrase for each,
+/// and as many false ones that differ in one word.
+pub fn captions(world: &World, number: u64, frames: usize, per_video: usize) -> Batch {
+    let videos = frames.div_ceil(per_video.max(1)) as u64;
+    let seen: Vec<_> = (0..videos)
+        .into_par_iter()
+        .flat_map_iter(|i| {
+            let index = number * videos + i;
+            let script = world.script(Split::Train, index);
+            let mut rng = StdRng::seed_from_u64(index);
+            (0..per_video)
+                .map(|_| {
+                    let second = rng.random_range(0..script.seconds);
+                    let phrase = script.phrase(second, &mut rng);
+                    let wrong = changed(&phrase, &mut rng);
+                    (script.frame(second), script.scene_at(second).clone(), phrase, wrong)
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let phrases: Vec<&Phrase> = seen.iter().map(|s| &s.2).chain(seen.iter().map(|s| &s.3)).collect();
+    let truths = seen.iter().map(|(_, scene, ..)| phrases.iter().map(|p| p.is_true(scene)).collect()).collect();
+    Batch {
+        texts: phrases.iter().map(|phrase| phrase.to_string()).collect(),
+        truths,
+        images: seen.into_iter().map(|s| s.0).collect(),
+    }
+}
+
+/// The phrase with the colour or the noun of one thing replaced, or its place.
+fn changed(phrase: &Phrase, rng: &mut StdRng) -> Phrase {
+    let mut changed = phrase.clone();
+    let at = rng.random_range(0..changed.things.len().max(1));
+    match changed.things.get_mut(at) {
+        Some((colour, noun, _)) => {
+            if colour.is_some() && rng.random_bool(0.5) {
+                *colour = Colour::ALL.choose(rng).copied();
+            } else {
+                *noun = *Noun::ALL.choose(rng).unwrap_or(noun);
+            }
+        }
+        None => changed.place = crate::data::world::Place::ALL.choose(rng).copied(),
+    }
+    changed
+}
+
+/// Conversation `number` of a kind; of a training video.
+pub fn conversation(world: &World, lesson: Lesson, number: u64) -> Conversation {
+    let script = world.script(Split::Train, number);
+    let mut rng = StdRng::seed_from_u64(number ^ 0x5851_F42D_4C95_7F2D);
+    match lesson {
+        Lesson::Look => {
+            let second = rng.random_range(0..script.seconds);
+            Conversation {
+                images: vec![script.frame(second)],
+                turns: vec![(DESCRIBE.to_owned(), script.caption(second))],
+            }
+        }
+        Lesson::Watch => watch(world, &script, number, &mut rng),
+        Lesson::Ask => ask(world, &script, number, &mut rng),
+    }
+}
+
+fn watch(world: &World, script: &Script, number: u64, rng: &mut StdRng) -> Conversation {
+    let count = [4, 6, 8, 8, 8, 8, 12, 16].choose(rng).copied().unwrap_or(8).min(script.seconds);
+    let frames = uniform(script.seconds, count);
+    let mut turns = vec![];
+    if rng.random_bool(0.4) {
+        let captions: Vec<String> = frames.iter().map(|&second| script.caption(second)).collect();
+        turns.push((DESCRIBE.to_owned(), captions.join(". ")));
+    }
+    let mut samples = world.samples(Split::Train, number);
+    samples.shuffle(rng);
+    for sample in &samples {
+        let option = &sample.question.options()[sample.answer];
+        turns.push((Dialogue::Brief.answer(&sample.question), answer::well_formed(option)));
+    }
+    if turns.is_empty() {
+        turns.push((DESCRIBE.to_owned(), script.caption(frames[0])));
+    }
+    Conversation { images: frames.iter().map(|&second| script.frame(second)).collect(), turns }
+}
+
+fn ask(world: &World, script: &Script, number: u64, rng: &mut StdRng) -> Conversation {
+    let count = [0, 2, 4, 4, 4, 8].choose(rng).copied().unwrap_or(4).min(script.seconds);
+    let frames = uniform(script.seconds, count);
+    let mut samples = world.samples(Split::Train, number);
+    samples.shuffle(rng);
+    let turns = samples.iter().map(|sample| {
+        let asked = Dialogue::Brief.ask(&sample.question, count, script.seconds as f64, MAX_QUERIES);
+        (asked, queries(sample, rng))
+    });
+    let turns = turns.collect();
+    Conversation { images: frames.iter().map(|&second| script.frame(second)).collect(), turns }
+}
+
+/// A reply to the query turn as a general model might write it: half of the time the question itself, else a concrete
+/// description, which for a category is often the category's own name or only some of its nouns.
+fn queries(sample: &Sample, rng: &mut StdRng) -> String {
+    let copied = || vec![sample.question.text().trim_end_matches('?').to_owned()];
+    let mut concrete = sample.subjects.clone();
+    let (reasoning, queries) = match sample.family {
+        _ if rng.random_bool(0.5) => ("what is asked", copied()),
+        Family::Category => {
+            concrete.shuffle(rng);
+            concrete.truncate(rng.random_range(1..=concrete.len().max(1)));
+            ("what to see", concrete)
+        }
+        Family::Global => {
+            let mut places = sample.question.options().to_vec();
+            places.shuffle(rng);
+            places.truncate(rng.random_range(1..=places.len()));
+            ("what to see", places)
+        }
+        Family::Order if rng.random_bool(0.5) => {
+            concrete.shuffle(rng);
+            concrete.truncate(1);
+            ("what to see", concrete)
+        }
+        _ => ("what to see", concrete),
+    };
+    let queries = if queries.is_empty() { copied() } else { queries };
+    query::well_formed(reasoning, &queries)
+}
