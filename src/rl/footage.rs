@@ -1,7 +1,7 @@
 //! A video as training knows it: its candidates' CLIP features, and a source of pixels for the frames that are shown.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 use image::RgbImage;
@@ -30,44 +30,34 @@ pub struct Footage {
     pub seconds: Vec<f64>,
     /// Length in seconds.
     pub duration: f64,
-    /// CLIP features (T, D).
-    pub features: Tensor,
     /// Width and height of a frame.
     pub dimensions: (u32, u32),
     source: Source,
+    features: Mutex<Option<Tensor>>,
 }
 
 impl Footage {
     /// A video of the toy world, rendered in memory, one candidate per second.
-    ///
-    /// # Errors
-    /// As [`Clip::encode_images`].
-    pub fn of_world(script: Script, clip: &Clip) -> Result<Self> {
-        let side = clip.image_size();
-        let seconds: Vec<f64> = (0..script.seconds).map(|s| s as f64).collect();
-        let frames: Vec<RgbImage> = (0..script.seconds)
-            .into_par_iter()
-            .map(|second| fit(&script.frame(second), Fit::ShortEdgeCrop(side)))
-            .collect::<Result<_>>()?;
-        Ok(Self {
+    pub fn of_world(script: Script) -> Self {
+        Self {
             id: script.id.as_str().into(),
             duration: script.seconds as f64,
-            features: clip.encode_images(&frames)?,
             dimensions: script.frame(0).dimensions(),
-            seconds,
+            seconds: (0..script.seconds).map(|s| s as f64).collect(),
             source: Source::World(script),
-        })
+            features: Mutex::default(),
+        }
     }
 
-    /// A video file or a folder of images at `fps` candidates per second.
+    /// A video file or a folder of images at `fps` candidates per second; its features are computed now.
     ///
     /// # Errors
     /// A file that cannot be decoded.
     pub fn of_file(path: &Path, fps: f64, clip: &Clip, cache: Option<&FeatureCache>) -> Result<Self> {
         let video = Video::open(path)?;
-        let encode = || encode(&video, fps, clip);
+        let compute = || encode(&video, fps, clip);
         let features = match cache {
-            None => encode()?,
+            None => compute()?,
             Some(cache) => {
                 let key = Key {
                     video: video.content_hash()?,
@@ -75,17 +65,42 @@ impl Footage {
                     fps,
                     preprocessing: clip.processor().description().to_owned(),
                 };
-                cache.get_or_compute(&key, encode)?.features
+                cache.get_or_compute(&key, compute)?.features
             }
         };
         Ok(Self {
             id: path.to_string_lossy().as_ref().into(),
             seconds: features.seconds,
             duration: video.info.duration,
-            features: features.embeds,
             dimensions: (video.info.width, video.info.height),
             source: Source::File(video),
+            features: Mutex::new(Some(features.embeds)),
         })
+    }
+
+    /// CLIP features (T, D) of all candidates; computed at the first call.
+    ///
+    /// # Errors
+    /// As [`Clip::encode_images`].
+    pub fn features(&self, clip: &Clip) -> Result<Tensor> {
+        let mut known = self.features.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(features) = known.as_ref() {
+            return Ok(features.clone());
+        }
+        let fit_to = Fit::ShortEdgeCrop(clip.image_size());
+        let features = match &self.source {
+            Source::World(script) => {
+                let frames = (0..script.seconds).into_par_iter();
+                let frames: Vec<RgbImage> =
+                    frames.map(|second| fit(&script.frame(second), fit_to)).collect::<Result<_>>()?;
+                clip.encode_images(&frames)?
+            }
+            Source::File(video) => {
+                return Err(Error::video(&video.path, "its features were dropped"));
+            }
+        };
+        *known = Some(features.clone());
+        Ok(features)
     }
 
     /// T, the number of candidates.

@@ -27,6 +27,15 @@ pub enum Choosing {
     TopK,
     /// Evenly.
     Uniform,
+    /// From where the evidence is known to be, evenly where it is the whole video: an upper bound, not a method.
+    Evidence,
+}
+
+impl Choosing {
+    /// Whether frames are chosen by queries.
+    pub fn by_queries(self) -> bool {
+        matches!(self, Self::Draw | Self::Largest | Self::TopK)
+    }
 }
 
 /// Shape of a trajectory.
@@ -97,9 +106,9 @@ impl Default for Plan {
 impl Plan {
     /// Previews of a trajectory.
     pub fn preview_count(&self) -> usize {
-        match (self.choosing, self.asking) {
-            (Choosing::Uniform, _) | (_, Asking::Question) => 0,
-            _ => self.previews.unwrap_or(self.key_frames / 2),
+        match self.asking {
+            Asking::Model if self.choosing.by_queries() => self.previews.unwrap_or(self.key_frames / 2),
+            _ => 0,
         }
     }
 

@@ -3,8 +3,8 @@
 //! The same four steps as [`crate::pipeline`], in batches, on models that build no graph. Every random number is
 //! derived from (run seed, step, question, generation), so that a trajectory does not depend on its neighbours.
 
-use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -34,10 +34,10 @@ use crate::text::{Queries, query};
 pub struct Policy<'a> {
     /// Asks and answers.
     pub chat: &'a Qwen2_5VlChat,
-    /// Compares.
-    pub clip: &'a Clip,
-    /// Weighs.
-    pub sampler: &'a UNet1d,
+    /// Compares; needed where frames are chosen by queries.
+    pub clip: Option<&'a Clip>,
+    /// Weighs; needed where its distribution chooses.
+    pub sampler: Option<&'a UNet1d>,
 }
 
 /// `generations` trajectories of each task, in order.
@@ -80,7 +80,23 @@ pub fn rollout(
     Ok(groups)
 }
 
+/// `k` of `t` frames spread over the ranges in turn; topped up evenly from the rest where the ranges are too short.
+fn evidence_frames(evidence: &[Range<usize>], k: usize, t: usize) -> Vec<usize> {
+    let share = k.div_ceil(evidence.len());
+    let mut frames = BTreeSet::new();
+    for range in evidence {
+        let range = range.start.min(t)..range.end.min(t);
+        let inside = uniform(range.len(), share.min(range.len()));
+        frames.extend(inside.into_iter().map(|at| range.start + at).take(k - frames.len().min(k)));
+    }
+    let rest: Vec<usize> = (0..t).filter(|frame| !frames.contains(frame)).collect();
+    let missing = k.saturating_sub(frames.len()).min(rest.len());
+    frames.extend(uniform(rest.len(), missing).into_iter().map(|at| rest[at]));
+    frames.into_iter().collect()
+}
+
 /// What one trajectory looked for and found.
+#[derive(Clone)]
 struct Looked {
     queries: Option<Queries>,
     similarity: Option<Tensor>,
@@ -123,7 +139,7 @@ impl Rollout<'_> {
     /// The query turns, by task and generation; empty when the model is not asked.
     fn ask(&self, gallery: &mut Gallery) -> Result<Vec<Vec<Spoken>>> {
         let (plan, chat) = (self.plan, self.policy.chat);
-        if plan.choosing == Choosing::Uniform || plan.asking == Asking::Question {
+        if !plan.choosing.by_queries() || plan.asking == Asking::Question {
             return Ok(vec![]);
         }
         let budget = Budget::Slice { tokens: plan.preview_tokens };
@@ -159,12 +175,10 @@ impl Rollout<'_> {
     /// Queries, similarity and key frames of every trajectory.
     fn look(&self, asked: &[Vec<Spoken>]) -> Result<Vec<Vec<Looked>>> {
         let plan = self.plan;
-        if plan.choosing == Choosing::Uniform {
+        if !plan.choosing.by_queries() {
             let looked = |task: &Task| {
-                let scores = Scores { frames: task.footage.len(), ..Scores::default() };
-                let selection = select(Strategy::Uniform, &scores, plan.key_frames, Draw::TopK)?;
-                let one = || Looked { queries: None, similarity: None, selection: selection.clone() };
-                Ok((0..self.generations).map(|_| one()).collect())
+                let one = Looked { queries: None, similarity: None, selection: self.blind(task)? };
+                Ok((0..self.generations).map(|_| one.clone()).collect())
             };
             return self.tasks.iter().map(looked).collect();
         }
@@ -185,6 +199,18 @@ impl Rollout<'_> {
         Ok(all)
     }
 
+    /// A choice that no query takes part in.
+    fn blind(&self, task: &Task) -> Result<Selection> {
+        let (frames, k) = (task.footage.len(), self.plan.key_frames);
+        let scores = Scores { frames, ..Scores::default() };
+        let mut selection = select(Strategy::Uniform, &scores, k, Draw::TopK)?;
+        if self.plan.choosing == Choosing::Evidence && !task.evidence.is_empty() {
+            selection.frames = evidence_frames(&task.evidence, k, frames);
+            selection.draw_order = selection.frames.clone();
+        }
+        Ok(selection)
+    }
+
     fn look_for(
         &self,
         task: &Task,
@@ -200,15 +226,20 @@ impl Rollout<'_> {
                     queries.queries.iter().map(|query| features.get(query).cloned()).collect();
                 let rows = rows.ok_or_else(|| Error::Input("rollout: a query was not encoded".to_owned()))?;
                 matrices.insert(queries.queries.clone(), similarities.len());
-                similarities.push(similarity(&Tensor::stack(&rows, 0)?, &task.footage.features)?);
+                let frames = task.footage.features(self.clip()?)?;
+                similarities.push(similarity(&Tensor::stack(&rows, 0)?, &frames)?);
             }
         }
         let logits: Vec<Vec<f32>> = match self.plan.choosing {
             Choosing::Draw | Choosing::Largest => {
-                let logits = self.policy.sampler.forward_batch(&similarities)?;
+                let sampler = self
+                    .policy
+                    .sampler
+                    .ok_or_else(|| Error::Input("rollout: drawing key frames needs a sampler".to_owned()))?;
+                let logits = sampler.forward_batch(&similarities)?;
                 logits.iter().map(|l| l.to_vec1()).collect::<candle_core::Result<_>>()?
             }
-            Choosing::TopK | Choosing::Uniform => vec![],
+            _ => vec![],
         };
         let mut looked = vec![];
         for (generation, queries) in group.into_iter().enumerate() {
@@ -230,7 +261,7 @@ impl Rollout<'_> {
 
     fn select(&self, task: &Task, generation: usize, scores: &Scores) -> Result<Selection> {
         let (strategy, draw) = match self.plan.choosing {
-            Choosing::Uniform => (Strategy::Uniform, Draw::TopK),
+            Choosing::Uniform | Choosing::Evidence => return self.blind(task),
             Choosing::TopK => (Strategy::TopK, Draw::TopK),
             Choosing::Largest => (Strategy::Msjoe, Draw::TopK),
             Choosing::Draw => {
@@ -241,6 +272,11 @@ impl Rollout<'_> {
         select(strategy, scores, self.plan.key_frames, draw)
     }
 
+    fn clip(&self) -> Result<&Clip> {
+        let missing = || Error::Input("rollout: choosing key frames by queries needs a CLIP".to_owned());
+        self.policy.clip.ok_or_else(missing)
+    }
+
     /// CLIP features (D,) of every distinct query.
     fn text_features<'q>(
         &self,
@@ -249,7 +285,7 @@ impl Rollout<'_> {
         let mut distinct: Vec<String> = queries.cloned().collect();
         distinct.sort_unstable();
         distinct.dedup();
-        let embeds = self.policy.clip.encode_texts(&distinct)?;
+        let embeds = self.clip()?.encode_texts(&distinct)?;
         let rows = distinct.into_iter().enumerate().map(|(i, query)| Ok((query, embeds.get(i)?)));
         rows.collect::<candle_core::Result<_>>().map_err(Error::from)
     }

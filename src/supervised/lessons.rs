@@ -51,7 +51,8 @@ pub fn captions(world: &World, number: u64, frames: usize, per_video: usize) -> 
         })
         .collect();
     let phrases: Vec<&Phrase> = seen.iter().map(|s| &s.2).chain(seen.iter().map(|s| &s.3)).collect();
-    let truths = seen.iter().map(|(_, scene, ..)| phrases.iter().map(|p| p.is_true(scene)).collect()).collect();
+    let truths =
+        seen.iter().map(|(_, scene, ..)| phrases.iter().map(|p| p.is_true(scene)).collect()).collect();
     Batch {
         texts: phrases.iter().map(|phrase| phrase.to_string()).collect(),
         truths,

@@ -1,0 +1,146 @@
+//! The small Qwen2.5-VL: describes single frames first, then answers from frames sampled evenly and writes queries.
+
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+use msjoe::checkpoint::random::{self, QwenSpec};
+use msjoe::checkpoint::{write_file, write_safetensors};
+use msjoe::data::world::{Split, vocabulary};
+use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use msjoe::optim::{AdamWConfig, Schedule, Shape};
+use msjoe::rl::evaluate::{evaluate, summary};
+use msjoe::rl::gallery::Gallery;
+use msjoe::rl::plan::{Choosing, Plan};
+use msjoe::rl::rollout::Policy;
+use msjoe::rl::tasks::{balanced, world_tasks};
+use msjoe::supervised::lessons::{Lesson, conversation};
+use msjoe::supervised::turns::{Conversation, Learn, TurnTrainer};
+use rayon::prelude::*;
+
+use crate::progress::bar;
+use crate::save::{restore, save};
+use crate::{Args, Worlds};
+
+const TEMPLATE: &str = "{%- for message in messages -%}
+<|im_start|>{{ message.role }}\n{% if message.content is string %}{{ message.content }}{% else %}\
+{% for part in message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>\n{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}";
+const TAGS: [&str; 6] = ["<think>", "</think>", "<query>", "</query>", "<answer>", "</answer>"];
+
+/// Steps, conversations per step, and the shares of the lessons in percent: look, watch, ask; the rest watches long videos.
+struct Stage {
+    name: &'static str,
+    steps: f64,
+    batch: usize,
+    shares: [u64; 3],
+    learn: Learn,
+    peak: f64,
+}
+
+const STAGES: [Stage; 2] = [
+    Stage { name: "look", steps: 1500.0, batch: 96, shares: [100, 0, 0], learn: Learn::All, peak: 1e-3 },
+    Stage { name: "watch", steps: 3000.0, batch: 24, shares: [20, 50, 15], learn: Learn::All, peak: 1e-3 },
+];
+
+pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
+    let dir = args.out.join("mllm");
+    let words =
+        vocabulary().into_iter().chain(["describe", "look", "answer", "what", "is", "asked", "to", "see"]);
+    let mut words: Vec<String> = words.map(str::to_owned).collect();
+    words.sort_unstable();
+    words.dedup();
+    let spec = QwenSpec {
+        hidden: 128,
+        intermediate: 384,
+        layers: 4,
+        heads: 4,
+        kv_heads: 2,
+        vision_hidden: 96,
+        vision_intermediate: 256,
+        vision_depth: 3,
+        vision_heads: 4,
+        full_attention: vec![0, 1, 2],
+        max_positions: 4096,
+        tied: true,
+        std: 0.06,
+        embedding_std: 0.02,
+        words,
+        tags: TAGS.map(str::to_owned).to_vec(),
+        template: Some(TEMPLATE.to_owned()),
+        ..QwenSpec::default()
+    };
+    random::qwen2_5_vl(&dir, &spec, args.seed)?;
+    write_file(&dir.join("msjoe.json"), b"{ \"dialogue\": \"brief\" }\n")?;
+    for stage in &STAGES {
+        run(args, worlds, &dir, stage)?;
+    }
+    Ok(())
+}
+
+fn run(args: &Args, worlds: &Worlds, dir: &Path, stage: &Stage) -> Result<()> {
+    let unfinished = args.work.join(format!("mllm-{}.safetensors", stage.name));
+    let config = AdamWConfig { weight_decay: 0.01, beta2: 0.98, ..AdamWConfig::default() };
+    let mut trainer = TurnTrainer::new(dir, &Device::Cpu, stage.learn, config)?;
+    let total = (stage.steps * args.scale) as u64;
+    let schedule = Schedule { peak: stage.peak, warmup: 100, total, floor: 1e-5, shape: Shape::Cosine };
+    let start = restore(&unfinished, &trainer.parameters, &mut trainer.optimizer)?;
+    let bar = bar(&format!("mllm {}", stage.name), start, total);
+    for step in start..total {
+        let done = trainer.step(&batch(worlds, stage, step), schedule.rate(step))?;
+        bar.set_message(format!("loss {:.3}, {} tokens", done.loss, done.length));
+        bar.inc(1);
+        if (step + 1) % 250 == 0 || step + 1 == total {
+            save(&unfinished, step + 1, &trainer.parameters, &trainer.optimizer)?;
+            let metadata = [("format".to_owned(), "pt".to_owned())].into();
+            write_safetensors(
+                &dir.join("model.safetensors"),
+                &trainer.parameters.detached(),
+                Some(metadata),
+            )?;
+            let measured = measure(dir, worlds)?;
+            let line = format!("mllm {} {}/{total}: loss {:.3}; {measured}", stage.name, step + 1, done.loss);
+            bar.suspend(|| println!("{line}"));
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
+    let first = step * stage.batch as u64;
+    let one = |number: u64| {
+        let [look, watch, ask] = stage.shares;
+        // Spread evenly over the hundred, so that every batch has its share of each.
+        let place = number * 37 % 100;
+        if place < look {
+            conversation(&worlds.long, Lesson::Look, number)
+        } else if place < look + watch {
+            conversation(&worlds.short, Lesson::Watch, number)
+        } else if place < look + watch + ask {
+            conversation(&worlds.long, Lesson::Ask, number)
+        } else {
+            conversation(&worlds.long, Lesson::Watch, number)
+        }
+    };
+    (first..first + stage.batch as u64).into_par_iter().map(one).collect()
+}
+
+/// Accuracy on validation videos: from frames with the evidence, and from frames spread evenly.
+fn measure(dir: &Path, worlds: &Worlds) -> Result<String> {
+    let chat = Qwen2_5VlChat::load(dir, DType::F32, &Device::Cpu)?;
+    let tasks = balanced(world_tasks(&worlds.long, Split::Validation, 0..60), 240);
+    let policy = Policy { chat: &chat, clip: None, sampler: None };
+    let mut said = vec![];
+    for (name, choosing) in [("evidence", Choosing::Evidence), ("uniform", Choosing::Uniform)] {
+        let plan = Plan { choosing, temperature: 0.0, answer_tokens: 12, ..Plan::default() };
+        let graded = evaluate(policy, &mut Gallery::new(1 << 28), &tasks, &plan, 0, &mut |_| true)?;
+        let summary = summary(&graded);
+        let families = summary.families.iter().map(|(name, share)| format!("{name} {share:.2}"));
+        let families: Vec<String> = families.collect();
+        said.push(format!("{name} {:.3} ({})", summary.accuracy, families.join(", ")));
+    }
+    Ok(said.join("; "))
+}
