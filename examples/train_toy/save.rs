@@ -12,7 +12,7 @@ pub fn save(path: &Path, step: u64, parameters: &Parameters, optimizer: &AdamW) 
     let named = |kind: &'static str, tensors: BTreeMap<String, Tensor>| {
         tensors.into_iter().map(move |(name, tensor)| (format!("{kind}:{name}"), tensor))
     };
-    let tensors = named("parameter", parameters.detached()).chain(named("optimizer", optimizer.state()));
+    let tensors = named("parameter", parameters.detached()).chain(named("optimizer", optimizer.state()?));
     let metadata = HashMap::from([("step".to_owned(), step.to_string())]);
     Ok(write_safetensors(path, &tensors.collect(), Some(metadata))?)
 }

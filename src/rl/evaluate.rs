@@ -1,7 +1,6 @@
 //! Greedy evaluation: one trajectory per question, graded.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -19,9 +18,9 @@ const TOGETHER: usize = 48;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Graded {
     /// The question's id.
-    pub id: Arc<str>,
+    pub id: String,
     /// Its family.
-    pub family: Arc<str>,
+    pub family: String,
     /// Whether the answer is right.
     pub right: bool,
     /// Whether every turn kept to the asked form.
@@ -49,8 +48,8 @@ pub fn evaluate(
         let groups = rollout(policy, gallery, tasks, plan, 1, seed)?;
         for (task, trajectory) in tasks.iter().zip(groups.iter().flatten()) {
             graded.push(Graded {
-                id: task.id.clone(),
-                family: task.family.clone(),
+                id: task.id.to_string(),
+                family: task.family.to_string(),
                 right: trajectory.right,
                 well_formed: trajectory.well_formed(),
                 fallback: trajectory.queries.as_ref().is_some_and(|q| q.form == Form::Fallback)
@@ -89,7 +88,7 @@ pub fn summary(graded: &[Graded]) -> Summary {
     let share = |count: usize, of: usize| if of == 0 { 0.0 } else { count as f64 / of as f64 };
     let mut families: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for one in graded {
-        let entry = families.entry(one.family.to_string()).or_default();
+        let entry = families.entry(one.family.clone()).or_default();
         entry.0 += usize::from(one.right);
         entry.1 += 1;
     }

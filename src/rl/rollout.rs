@@ -8,8 +8,6 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use sha2::{Digest, Sha256};
 
 use super::gallery::{Gallery, Showing};
