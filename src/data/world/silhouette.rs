@@ -16,9 +16,10 @@ pub(super) fn body(noun: Noun, p: P) -> f32 {
             let leaf = disc(p, [0.52, -0.92], 0.42).max(disc(p, [0.18, -0.52], 0.42));
             lobes.max(-disc(p, [0., -0.55], 0.26)).min(leaf)
         }
+        // a crescent, open upwards, with the left end cut off
         Noun::Banana => {
-            let crescent = disc(p, [0.05, -0.3], 1.0).max(-disc(p, [0.3, -0.68], 0.95));
-            crescent.max(-half_plane(p, [0.93, -0.3], [1., -0.4]))
+            let crescent = disc(p, [0., -0.42], 1.08).max(-disc(p, [0.1, -1.03], 1.12));
+            crescent.max(half_plane(p, [-0.88, 0.], [-1., -0.5]))
         }
         Noun::Cherry => {
             let fruits = disc(p, [-0.5, 0.5], 0.42).min(disc(p, [0.5, 0.5], 0.42));
@@ -74,7 +75,7 @@ pub(super) fn body(noun: Noun, p: P) -> f32 {
 pub(super) fn ink(noun: Noun, p: P) -> f32 {
     match noun {
         Noun::Apple => segment(p, [0., -0.3], [0.06, -0.82], 0.07),
-        Noun::Banana => segment(p, [-0.9, 0.02], [-0.84, -0.12], 0.1).min(disc(p, [0.86, -0.36], 0.1)),
+        Noun::Banana => segment(p, [0.92, -0.3], [0.98, -0.5], 0.1).min(disc(p, [-0.84, -0.06], 0.11)),
         Noun::Cherry => {
             segment(p, [-0.46, 0.12], [0.1, -0.85], 0.06).min(segment(p, [0.46, 0.12], [0.1, -0.85], 0.06))
         }
