@@ -1,3 +1,4 @@
-//! Data on disk: the feature cache.
+//! Data: the toy world, and the feature cache on disk.
 
 pub mod feature_cache;
+pub mod world;
