@@ -1,6 +1,7 @@
 //! The crate's one integration binary: a module per subject.
 #![allow(missing_docs)]
 
+mod backward;
 mod clip;
 mod feature_cache;
 mod gradcheck;

@@ -32,6 +32,16 @@ impl Linear {
         Ok(Self::new(vb.get((d_out, d_in), "weight")?, None))
     }
 
+    /// The same map on the same storage, outside any graph.
+    pub fn detached(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.as_ref().map(Tensor::detach) }
+    }
+
+    /// Whether a gradient would reach any of its tensors.
+    pub fn learns(&self) -> bool {
+        self.weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op)
+    }
+
     /// (out, in).
     pub fn weight(&self) -> &Tensor {
         &self.weight
@@ -46,7 +56,7 @@ impl Linear {
         let rows = xs.reshape(((), d_in))?;
         let ys = match &self.bias {
             Some(bias) => crate::ops::linear::linear(&rows, &self.weight, bias)?,
-            None => rows.matmul(&self.weight.t()?)?,
+            None => crate::ops::linear::linear_no_bias(&rows, &self.weight)?,
         };
         if xs.rank() == 2 {
             return Ok(ys);

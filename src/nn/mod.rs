@@ -9,7 +9,7 @@ mod upsample;
 
 use candle_core::{D, Result, Tensor};
 
-pub use crate::ops::pointwise::{quick_gelu, swiglu};
+pub use crate::ops::pointwise::{add, quick_gelu, swiglu};
 pub use conv1d::Conv1d;
 pub use group_norm::GroupNorm;
 pub use linear::Linear;

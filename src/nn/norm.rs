@@ -54,4 +54,14 @@ impl RmsNorm {
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         rms_norm(xs, &self.weight, self.eps)
     }
+
+    /// The same norm on the same storage, outside any graph.
+    pub fn detached(&self) -> Self {
+        Self { weight: self.weight.detach(), eps: self.eps }
+    }
+
+    /// Whether a gradient would reach the weight.
+    pub fn learns(&self) -> bool {
+        self.weight.track_op()
+    }
 }

@@ -42,6 +42,11 @@ impl Segments {
         self.bounds.last().copied().unwrap_or(0)
     }
 
+    /// First row of each segment.
+    pub fn starts(&self) -> &[usize] {
+        &self.bounds[..self.bounds.len() - 1]
+    }
+
     /// `(start, length)` of each segment that is not empty.
     pub fn iter(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.bounds.windows(2).map(|w| (w[0], w[1] - w[0])).filter(|(_, len)| *len > 0)

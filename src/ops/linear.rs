@@ -1,26 +1,25 @@
-//! Affine map with the bias folded into the matrix product: `y = x w^T + b`.
+//! Affine maps on rows, `y = x w^T [+ b]`, and the low-rank update of an adapter.
+//!
+//! The products run on the stored slices: nothing is transposed into a copy, the bias is where the product starts from,
+//! and the backward computes the gradients that somebody asked for and no others.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use gemm::{Parallelism, gemm};
 
-use super::{f32_slice, fused};
+use super::{f32_slice, fused, with_slices};
 
 /// `x` (M, K), `weight` (N, K), `bias` (N,) -> (M, N).
 ///
 /// # Errors
 /// Shapes that do not fit each other.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if !fused(x) {
-        return linear_composed(x, weight, bias);
+    check(x, weight)?;
+    if bias.dims() != [weight.dim(0)?] {
+        candle_core::bail!("linear: weight {:?} and bias {:?} do not fit", weight.dims(), bias.dims())
     }
-    let ((_, k), (n, kw)) = (x.dims2()?, weight.dims2()?);
-    if k != kw || bias.dims() != [n] {
-        candle_core::bail!(
-            "linear: x {:?}, weight {:?} and bias {:?} do not fit (expected (M, K), (N, K), (N,))",
-            x.dims(),
-            weight.dims(),
-            bias.dims()
-        )
+    if !fused(x) {
+        return linear_no_bias(x, weight)?.broadcast_add(bias);
     }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
 }
@@ -30,7 +29,144 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that do not fit each other.
 pub fn linear_composed(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.matmul(&weight.t()?)?.broadcast_add(bias)
+    linear_no_bias_composed(x, weight)?.broadcast_add(bias)
+}
+
+/// `x` (M, K), `weight` (N, K) -> (M, N).
+///
+/// # Errors
+/// Shapes that do not fit each other.
+pub fn linear_no_bias(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    check(x, weight)?;
+    if fused(x) {
+        return x.contiguous()?.apply_op2(&weight.contiguous()?, LinearNoBias);
+    }
+    let y = linear_no_bias_composed(&x.detach(), &weight.detach())?;
+    if !x.track_op() && !weight.track_op() {
+        return Ok(y);
+    }
+    // candle's own product would compute, and keep, the gradient of a frozen operand.
+    x.apply_op3(weight, &y, Attach)
+}
+
+/// The composed twin of [`linear_no_bias`].
+///
+/// # Errors
+/// Shapes that do not fit each other.
+pub fn linear_no_bias_composed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    x.matmul(&weight.t()?)
+}
+
+/// The second half of an adapter: `base` (M, N) `+ scale * x` (M, R) `w^T`, with `weight` (N, R).
+///
+/// # Errors
+/// Shapes that do not fit each other.
+pub fn linear_onto(base: &Tensor, x: &Tensor, weight: &Tensor, scale: f64) -> Result<Tensor> {
+    check(x, weight)?;
+    if base.dims() != [x.dim(0)?, weight.dim(0)?] {
+        candle_core::bail!(
+            "linear: base {:?} does not fit x {:?}, w {:?}",
+            base.dims(),
+            x.dims(),
+            weight.dims()
+        )
+    }
+    if !fused(x) {
+        return base + (linear_no_bias(x, weight)? * scale)?;
+    }
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &base.contiguous()?, LinearOnto { scale: scale as f32 })
+}
+
+/// The composed twin of [`linear_onto`].
+///
+/// # Errors
+/// Shapes that do not fit each other.
+pub fn linear_onto_composed(base: &Tensor, x: &Tensor, weight: &Tensor, scale: f64) -> Result<Tensor> {
+    base + (linear_no_bias_composed(x, weight)? * scale)?
+}
+
+fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
+    let ((_, k), (_, kw)) = (x.dims2()?, weight.dims2()?);
+    if k != kw {
+        candle_core::bail!(
+            "linear: x {:?} and weight {:?} do not fit (expected (M, K) and (N, K))",
+            x.dims(),
+            weight.dims()
+        )
+    }
+    Ok(())
+}
+
+/// A matrix in memory: first value, (row, column) strides.
+type Operand<'a> = (&'a [f32], (usize, usize));
+
+/// `y (m, n) = keep * y + scale * a (m, k) b (k, n)`; `y` is row-major.
+fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, a: Operand, b: Operand, scale: f32) {
+    let last = |rows: usize, columns: usize, (down, across): (usize, usize)| {
+        (rows.max(1) - 1) * down + (columns.max(1) - 1) * across
+    };
+    if m * n == 0 {
+        return;
+    }
+    if k == 0 {
+        if !keep {
+            y.fill(0.0);
+        }
+        return;
+    }
+    assert!(
+        y.len() >= m * n && a.0.len() > last(m, k, a.1) && b.0.len() > last(k, n, b.1),
+        "product: out of bounds"
+    );
+    let stride = |s: usize| s as isize;
+    // SAFETY: the assertion keeps every access inside the three buffers; `y` is borrowed exclusively.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            y.as_mut_ptr(),
+            1,
+            stride(n),
+            keep,
+            a.0.as_ptr(),
+            stride(a.1.1),
+            stride(a.1.0),
+            b.0.as_ptr(),
+            stride(b.1.1),
+            stride(b.1.0),
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            Parallelism::Rayon(rayon::current_num_threads()),
+        );
+    }
+}
+
+/// `y = keep * y + scale * x w^T` for `x` (m, k) and `w` (n, k).
+fn forward(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, x: &[f32], w: &[f32], scale: f32) {
+    product(y, (m, n, k), keep, (x, (k, 1)), (w, (1, k)), scale);
+}
+
+/// Gradients of `scale * x w^T` where they are wanted: `dx = scale * g w`, `dw = scale * g^T x`.
+fn gradients(x: &Tensor, w: &Tensor, grad: &Tensor, scale: f32) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let ((m, k), (n, _)) = (x.dims2()?, w.dims2()?);
+    let grad = grad.contiguous()?;
+    with_slices("linear", [x, w, &grad], |[xs, ws, gs]| {
+        let dx = x.track_op().then(|| {
+            let mut dx = vec![0f32; m * k];
+            product(&mut dx, (m, k, n), false, (gs, (n, 1)), (ws, (k, 1)), scale);
+            Tensor::from_vec(dx, (m, k), &Device::Cpu)
+        });
+        let dw = w.track_op().then(|| {
+            let mut dw = vec![0f32; n * k];
+            product(&mut dw, (n, k, m), false, (gs, (1, n)), (xs, (k, 1)), scale);
+            Tensor::from_vec(dw, (n, k), &Device::Cpu)
+        });
+        Ok((dx.transpose()?, dw.transpose()?))
+    })
 }
 
 struct Linear;
@@ -54,30 +190,7 @@ impl CustomOp3 for Linear {
         let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
         let mut y = Vec::with_capacity(m * n);
         (0..m).for_each(|_| y.extend_from_slice(b));
-        // SAFETY: the three slices were checked to be contiguous and of these shapes; `y` is a buffer of its own.
-        unsafe {
-            gemm(
-                m,
-                n,
-                k,
-                y.as_mut_ptr(),
-                1,
-                n as isize,
-                true,
-                x.as_ptr(),
-                1,
-                k as isize,
-                w.as_ptr(),
-                k as isize,
-                1,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                Parallelism::Rayon(rayon::current_num_threads()),
-            );
-        }
+        forward(&mut y, (m, n, k), true, x, w, 1.0);
         Ok((CpuStorage::F32(y), Shape::from((m, n))))
     }
 
@@ -89,10 +202,125 @@ impl CustomOp3 for Linear {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = gradients(x, w, grad, 1.0)?;
+        let db = if b.track_op() { Some(grad.sum(0)?) } else { None };
+        Ok((dx, dw, db))
+    }
+}
+
+struct LinearNoBias;
+
+impl CustomOp2 for LinearNoBias {
+    fn name(&self) -> &'static str {
+        "linear-no-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (f32_slice("linear", x, lx)?, f32_slice("linear", w, lw)?);
+        let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
+        let mut y = vec![0f32; m * n];
+        forward(&mut y, (m, n, k), false, x, w, 1.0);
+        Ok((CpuStorage::F32(y), Shape::from((m, n))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        gradients(x, w, grad, 1.0)
+    }
+}
+
+struct LinearOnto {
+    scale: f32,
+}
+
+impl CustomOp3 for LinearOnto {
+    fn name(&self) -> &'static str {
+        "linear-onto"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        base: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (f32_slice("linear", x, lx)?, f32_slice("linear", w, lw)?);
+        let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
+        let mut y = f32_slice("linear", base, lb)?.to_vec();
+        forward(&mut y, (m, n, k), true, x, w, self.scale);
+        Ok((CpuStorage::F32(y), Shape::from((m, n))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        base: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = gradients(x, w, grad, self.scale)?;
+        Ok((dx, dw, base.track_op().then(|| grad.clone())))
+    }
+}
+
+/// Stands for the product `y` of `x` and `w`, computed outside the graph; any device and dtype.
+struct Attach;
+
+impl CustomOp3 for Attach {
+    fn name(&self) -> &'static str {
+        "linear-attach"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        y: &CpuStorage,
+        ly: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok((y.try_clone(ly)?, ly.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        y: &CudaStorage,
+        ly: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((y.try_clone(ly)?, ly.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let dx = if x.track_op() { Some(grad.matmul(w)?) } else { None };
         let dw = if w.track_op() { Some(grad.t()?.matmul(x)?) } else { None };
-        let db = if b.track_op() { Some(grad.sum(0)?) } else { None };
-        Ok((dx, dw, db))
+        Ok((dx, dw, None))
     }
 }

@@ -9,8 +9,9 @@ pub mod norm;
 pub mod pointwise;
 pub mod rope;
 mod simd;
+pub mod vjp;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
 /// Whether the fused CPU forms apply: f32 on the CPU.
@@ -25,6 +26,23 @@ pub(crate) fn f32_slice<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) 
         Some((start, end)) => Ok(&values[start..end]),
         None => candle_core::bail!("{op}: expected a contiguous tensor, got strides {:?}", layout.stride()),
     }
+}
+
+/// `f` on the values of contiguous f32 tensors on the CPU.
+fn with_slices<const N: usize, R>(
+    op: &str,
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> Result<R>,
+) -> Result<R> {
+    let guards = tensors.map(|tensor| tensor.storage_and_layout());
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        let Storage::Cpu(storage) = &**storage else {
+            candle_core::bail!("{op}: expected all tensors on the CPU")
+        };
+        *slice = f32_slice(op, storage, layout)?;
+    }
+    f(slices)
 }
 
 /// `f(first, rows_out)` on blocks of whole rows of a new buffer of `len` values, in parallel; `first` is the index of

@@ -46,6 +46,17 @@ pub fn swiglu_composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()? * up
 }
 
+/// `a + b`, both of one shape.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.dims() != b.dims() {
+        candle_core::bail!("add: {:?} and {:?} differ in shape", a.dims(), b.dims())
+    }
+    if fused(a) { a.contiguous()?.apply_op2(&b.contiguous()?, Add) } else { a + b }
+}
+
 struct QuickGelu;
 
 impl CustomOp1 for QuickGelu {
@@ -108,5 +119,41 @@ impl CustomOp2 for SwiGlu {
         let silu = (gate * &s)?;
         let slope = (&s + (&silu * (1.0 - &s)?)?)?;
         Ok((Some(((grad * up)? * slope)?), Some((grad * silu)?)))
+    }
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (a, b) = (f32_slice("add", a, la)?, f32_slice("add", b, lb)?);
+        let ys = par_rows(a.len(), WIDTH, |first, ys| {
+            simd::dispatch(|| {
+                for ((y, a), b) in ys.iter_mut().zip(&a[first..]).zip(&b[first..]) {
+                    *y = a + b;
+                }
+            })
+        });
+        Ok((CpuStorage::F32(ys), la.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((a.track_op().then(|| grad.clone()), b.track_op().then(|| grad.clone())))
     }
 }

@@ -7,6 +7,7 @@ pub mod chat;
 pub mod config;
 pub mod generate;
 pub mod mrope;
+pub mod packed;
 pub mod processor;
 pub mod sampling;
 pub mod text;
@@ -27,7 +28,8 @@ use vision::VisionTower;
 
 use crate::ops::attention::Segments;
 
-/// Vision tower and text model.
+/// Vision tower and text model. Clones share their weights.
+#[derive(Clone)]
 pub struct Qwen2_5Vl {
     /// The checkpoint's configuration.
     pub config: Config,
@@ -84,6 +86,17 @@ impl Qwen2_5Vl {
         })
     }
 
+    /// The same model on the same storage, outside any graph: it costs no memory, records nothing and sees every step of
+    /// the optimizer.
+    pub fn detached(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            position_rule: self.position_rule,
+            vision: self.vision.detached(),
+            text: self.text.detached(),
+        }
+    }
+
     /// Patch rows (N, patch width) of grids `[t, h, w]` -> features (N / merge^2, hidden).
     ///
     /// # Errors
@@ -110,29 +123,7 @@ impl Qwen2_5Vl {
     /// # Errors
     /// Placeholders and feature rows that do not match in number.
     pub fn embed(&self, prompt: &Prompt) -> candle_core::Result<Tensor> {
-        let embeds = self.text.embed(&prompt.input_ids)?;
-        let is_pad = |id: &u32| *id == self.config.image_token_id || *id == self.config.video_token_id;
-        let pads = prompt.input_ids.iter().filter(|id| is_pad(id)).count();
-        let rows: usize = prompt.features.iter().map(|f| f.dim(0)).sum::<candle_core::Result<usize>>()?;
-        if pads != rows {
-            candle_core::bail!("prompt: {pads} visual placeholder tokens, but {rows} visual features")
-        }
-        if pads == 0 {
-            return Ok(embeds);
-        }
-        let features =
-            Tensor::cat(&prompt.features, 0)?.to_device(embeds.device())?.to_dtype(embeds.dtype())?;
-        let (mut parts, mut at, mut used) = (vec![], 0, 0);
-        for run in prompt.input_ids.chunk_by(|a, b| is_pad(a) == is_pad(b)) {
-            if is_pad(&run[0]) {
-                parts.push(features.narrow(0, used, run.len())?);
-                used += run.len();
-            } else {
-                parts.push(embeds.narrow(0, at, run.len())?);
-            }
-            at += run.len();
-        }
-        Tensor::cat(&parts, 0)
+        self.embed_tokens(&prompt.input_ids, &prompt.features)
     }
 
     /// Logits (L, V) of every token of a prompt, in f32; differentiable.

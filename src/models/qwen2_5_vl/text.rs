@@ -2,15 +2,17 @@
 //!
 //! All sequences of a batch are packed into one row of tokens; nothing is padded. Reference: transformers 4.51.3.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
 use super::config::TextConfig;
 use crate::nn::kv_cache::KvCache;
-use crate::nn::{Linear, RmsNorm, swiglu};
+use crate::nn::{Linear, RmsNorm, add, swiglu};
 use crate::ops::attention::{Mask, Segments, attention};
 use crate::ops::attention_cached::attention_cached;
 use crate::ops::rope::rope;
+use crate::ops::vjp::{leaves, vjp};
 
 /// What the tokens of a forward pass may attend to.
 pub enum Context<'a> {
@@ -25,6 +27,7 @@ pub enum Context<'a> {
     },
 }
 
+#[derive(Clone)]
 struct Attention {
     q_proj: Linear,
     k_proj: Linear,
@@ -71,8 +74,19 @@ impl Attention {
         };
         self.o_proj.forward(&out.reshape((l, self.heads * self.head_dim))?)
     }
+
+    fn detached(&self) -> Self {
+        Self {
+            q_proj: self.q_proj.detached(),
+            k_proj: self.k_proj.detached(),
+            v_proj: self.v_proj.detached(),
+            o_proj: self.o_proj.detached(),
+            ..*self
+        }
+    }
 }
 
+#[derive(Clone)]
 struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
@@ -92,8 +106,17 @@ impl Mlp {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         self.down_proj.forward(&swiglu(&self.gate_proj.forward(xs)?, &self.up_proj.forward(xs)?)?)
     }
+
+    fn detached(&self) -> Self {
+        Self {
+            gate_proj: self.gate_proj.detached(),
+            up_proj: self.up_proj.detached(),
+            down_proj: self.down_proj.detached(),
+        }
+    }
 }
 
+#[derive(Clone)]
 struct Layer {
     input_layernorm: RmsNorm,
     self_attn: Attention,
@@ -119,14 +142,31 @@ impl Layer {
         index: usize,
         context: &mut Context,
     ) -> Result<Tensor> {
-        let xs =
-            (xs + self.self_attn.forward(&self.input_layernorm.forward(xs)?, angles, index, context)?)?;
-        let ys = self.mlp.forward(&self.post_attention_layernorm.forward(&xs)?)?;
-        xs + ys
+        let ys = self.self_attn.forward(&self.input_layernorm.forward(xs)?, angles, index, context)?;
+        let xs = add(xs, &ys)?;
+        add(&xs, &self.mlp.forward(&self.post_attention_layernorm.forward(&xs)?)?)
+    }
+
+    fn detached(&self) -> Self {
+        Self {
+            input_layernorm: self.input_layernorm.detached(),
+            self_attn: self.self_attn.detached(),
+            post_attention_layernorm: self.post_attention_layernorm.detached(),
+            mlp: self.mlp.detached(),
+        }
+    }
+
+    fn learns(&self) -> bool {
+        let (attn, mlp) = (&self.self_attn, &self.mlp);
+        let linears = [&attn.q_proj, &attn.k_proj, &attn.v_proj, &attn.o_proj];
+        linears.into_iter().chain([&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj]).any(Linear::learns)
+            || self.input_layernorm.learns()
+            || self.post_attention_layernorm.learns()
     }
 }
 
 /// Embeddings, layers, final norm and output head.
+#[derive(Clone)]
 pub struct TextModel {
     embed_tokens: Tensor,
     layers: Vec<Layer>,
@@ -177,15 +217,71 @@ impl TextModel {
     /// # Errors
     /// Lengths that do not fit each other or the context.
     pub fn hidden(&self, embeds: &Tensor, positions: &[[i64; 3]], mut context: Context) -> Result<Tensor> {
-        if embeds.dim(0)? != positions.len() {
-            candle_core::bail!("text model: {} embeddings, but {} positions", embeds.dim(0)?, positions.len())
-        }
-        let (cos, sin) = self.angles(positions)?;
+        let (cos, sin) = self.angles(embeds, positions)?;
         let mut xs = embeds.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             xs = layer.forward(&xs, (&cos, &sin), i, &mut context)?;
         }
         self.norm.forward(&xs)
+    }
+
+    /// Loss and gradients without a graph through the layers: only the input of each layer is kept, and the layer is run
+    /// again when the backward pass reaches it. `loss` turns the normed hidden states (L, D) into a scalar; where it needs
+    /// few rows it selects them. The gradients are those of `loss(hidden(..)).backward()`, for variables alone.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`] and `loss`; a loss that depends on nothing trainable has no gradients, which is no error here.
+    pub fn backward_checkpointed(
+        &self,
+        embeds: &Tensor,
+        positions: &[[i64; 3]],
+        segments: &Segments,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, GradStore)> {
+        let (cos, sin) = self.angles(embeds, positions)?;
+        let run =
+            |layer: &Layer, xs: &Tensor| layer.forward(xs, (&cos, &sin), 0, &mut Context::Packed(segments));
+        // Below the first layer that learns nothing needs a gradient, unless the embeddings do.
+        let first = if embeds.track_op() { Some(0) } else { self.layers.iter().position(Layer::learns) };
+        let first = first.unwrap_or(self.layers.len());
+        let mut inputs = vec![];
+        let mut xs = embeds.detach();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let ys = run(&layer.detached(), &xs)?;
+            if i >= first {
+                inputs.push(xs);
+            }
+            xs = ys;
+        }
+        let below = |i: usize| i > first || embeds.track_op();
+        let top = leaf(xs, below(self.layers.len()))?;
+        let value = loss(&self.norm.forward(&top)?)?;
+        let mut grads = leaves(&value)?;
+        let mut grad = grads.remove(&top);
+        for (i, layer) in self.layers.iter().enumerate().skip(first).rev() {
+            let (Some(xs), Some(above)) = (inputs.pop(), grad.take()) else { break };
+            let xs = leaf(xs, below(i))?;
+            let mut store = vjp(&run(layer, &xs)?, &above)?;
+            grad = store.remove(&xs);
+            grads.extend(store)?;
+        }
+        if let (true, Some(grad)) = (embeds.track_op(), grad) {
+            grads.extend(vjp(embeds, &grad)?)?;
+        }
+        Ok((value.detach(), grads))
+    }
+
+    /// The same model on the same storage, outside any graph: it sees every step of the optimizer.
+    pub fn detached(&self) -> Self {
+        Self {
+            embed_tokens: self.embed_tokens.detach(),
+            layers: self.layers.iter().map(Layer::detached).collect(),
+            norm: self.norm.detached(),
+            lm_head: self.lm_head.detached(),
+            config: self.config.clone(),
+            device: self.device.clone(),
+            dtype: self.dtype,
+        }
     }
 
     /// Logits of hidden states (L, D) -> (L, V), in f32.
@@ -206,8 +302,16 @@ impl TextModel {
         KvCache::new(self.layers.len(), sequences)
     }
 
+    /// The width of the hidden states.
+    pub fn width(&self) -> usize {
+        self.config.hidden_size
+    }
+
     /// Rotary angles, each frequency taken at its section's axis: two tensors (L, head_dim / 2) in the model's dtype.
-    fn angles(&self, positions: &[[i64; 3]]) -> Result<(Tensor, Tensor)> {
+    fn angles(&self, embeds: &Tensor, positions: &[[i64; 3]]) -> Result<(Tensor, Tensor)> {
+        if embeds.dim(0)? != positions.len() {
+            candle_core::bail!("text model: {} embeddings, but {} positions", embeds.dim(0)?, positions.len())
+        }
         let half = self.config.head_dim() / 2;
         let theta = self.config.rope_theta as f32;
         let sections = self.config.mrope_section;
@@ -223,4 +327,9 @@ impl TextModel {
         let angles = Tensor::from_vec(angles, (positions.len(), half), &self.device)?;
         Ok((angles.cos()?.to_dtype(self.dtype)?, angles.sin()?.to_dtype(self.dtype)?))
     }
+}
+
+/// `xs` as the place where a backward pass ends, when something below wants its gradient.
+fn leaf(xs: Tensor, wanted: bool) -> Result<Tensor> {
+    if wanted { Ok(Var::from_tensor(&xs)?.into_inner()) } else { Ok(xs) }
 }

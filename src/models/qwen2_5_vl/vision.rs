@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 
 use super::config::VisionConfig;
 use super::window::PatchOrder;
-use crate::nn::{Linear, RmsNorm, gelu_erf, swiglu};
+use crate::nn::{Linear, RmsNorm, add, gelu_erf, swiglu};
 use crate::ops::attention::{Mask, Segments, attention};
 use crate::ops::rope::rope;
 
@@ -15,6 +15,7 @@ use crate::ops::rope::rope;
 const EPS: f64 = 1e-6;
 const ROPE_THETA: f32 = 10_000.0;
 
+#[derive(Clone)]
 struct Attention {
     q: Linear,
     k: Linear,
@@ -41,21 +42,32 @@ impl Attention {
         })
     }
 
-    /// `xs` (N, D), `cos` and `sin` (N, head_dim / 2) in f32.
+    /// `xs` (N, D), `cos` and `sin` (N, head_dim / 2) in f32 or f64.
     fn forward(&self, xs: &Tensor, (cos, sin): (&Tensor, &Tensor), segments: &Segments) -> Result<Tensor> {
         let (n, d) = xs.dims2()?;
         let head_dim = d / self.heads;
         let heads = |xs: Tensor| xs.reshape((n, self.heads, head_dim));
         // The reference rotates in f32 whatever the model's dtype.
-        let rotate = |xs: Tensor| rope(&xs.to_dtype(DType::F32)?, cos, sin)?.to_dtype(xs.dtype());
+        let rotate = |xs: Tensor| rope(&xs.to_dtype(cos.dtype())?, cos, sin)?.to_dtype(xs.dtype());
         let q = rotate(heads(self.q.forward(xs)?)?)?;
         let k = rotate(heads(self.k.forward(xs)?)?)?;
         let v = heads(self.v.forward(xs)?)?;
         let out = attention(&q, &k, &v, segments, Mask::Full, (head_dim as f64).powf(-0.5))?;
         self.proj.forward(&out.reshape((n, d))?)
     }
+
+    fn detached(&self) -> Self {
+        Self {
+            q: self.q.detached(),
+            k: self.k.detached(),
+            v: self.v.detached(),
+            proj: self.proj.detached(),
+            heads: self.heads,
+        }
+    }
 }
 
+#[derive(Clone)]
 struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
@@ -75,8 +87,17 @@ impl Mlp {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         self.down_proj.forward(&swiglu(&self.gate_proj.forward(xs)?, &self.up_proj.forward(xs)?)?)
     }
+
+    fn detached(&self) -> Self {
+        Self {
+            gate_proj: self.gate_proj.detached(),
+            up_proj: self.up_proj.detached(),
+            down_proj: self.down_proj.detached(),
+        }
+    }
 }
 
+#[derive(Clone)]
 struct Block {
     norm1: RmsNorm,
     attn: Attention,
@@ -95,12 +116,21 @@ impl Block {
     }
 
     fn forward(&self, xs: &Tensor, angles: (&Tensor, &Tensor), segments: &Segments) -> Result<Tensor> {
-        let xs = (xs + self.attn.forward(&self.norm1.forward(xs)?, angles, segments)?)?;
-        let ys = self.mlp.forward(&self.norm2.forward(&xs)?)?;
-        xs + ys
+        let xs = add(xs, &self.attn.forward(&self.norm1.forward(xs)?, angles, segments)?)?;
+        add(&xs, &self.mlp.forward(&self.norm2.forward(&xs)?)?)
+    }
+
+    fn detached(&self) -> Self {
+        Self {
+            norm1: self.norm1.detached(),
+            attn: self.attn.detached(),
+            norm2: self.norm2.detached(),
+            mlp: self.mlp.detached(),
+        }
     }
 }
 
+#[derive(Clone)]
 struct Merger {
     ln_q: RmsNorm,
     fc1: Linear,
@@ -124,9 +154,15 @@ impl Merger {
         let xs = self.ln_q.forward(xs)?.reshape(((), self.width))?;
         self.fc2.forward(&gelu_erf(&self.fc1.forward(&xs)?)?)
     }
+
+    fn detached(&self) -> Self {
+        let (ln_q, fc1, fc2) = (self.ln_q.detached(), self.fc1.detached(), self.fc2.detached());
+        Self { ln_q, fc1, fc2, width: self.width }
+    }
 }
 
 /// The tower.
+#[derive(Clone)]
 pub struct VisionTower {
     patch_embed: Linear,
     blocks: Vec<Block>,
@@ -190,7 +226,20 @@ impl VisionTower {
         self.merger.forward(&xs)?.index_select(&index(order.inverse())?, 0)
     }
 
-    /// Rotary angles of each patch: row frequencies, then column frequencies. Two tensors (N, head_dim / 2), f32.
+    /// The same tower on the same storage, outside any graph.
+    pub fn detached(&self) -> Self {
+        Self {
+            patch_embed: self.patch_embed.detached(),
+            blocks: self.blocks.iter().map(Block::detached).collect(),
+            merger: self.merger.detached(),
+            config: self.config.clone(),
+            device: self.device.clone(),
+            dtype: self.dtype,
+        }
+    }
+
+    /// Rotary angles of each patch: row frequencies, then column frequencies. Two tensors (N, head_dim / 2), f32
+    /// (f64 for a model in f64).
     fn angles(&self, order: &PatchOrder) -> Result<(Tensor, Tensor)> {
         let quarter = self.config.hidden_size / self.config.num_heads / 4;
         let frequencies: Vec<f32> =
@@ -199,6 +248,7 @@ impl VisionTower {
             .flat_map(|place| place.iter().flat_map(|&at| frequencies.iter().map(move |f| at as f32 * f)))
             .collect();
         let angles = Tensor::from_vec(angles, (order.coordinates.len(), 2 * quarter), &self.device)?;
-        Ok((angles.cos()?, angles.sin()?))
+        let wide = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        Ok((angles.cos()?.to_dtype(wide)?, angles.sin()?.to_dtype(wide)?))
     }
 }

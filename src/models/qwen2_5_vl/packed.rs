@@ -1,0 +1,108 @@
+//! Several prompts as one row of tokens, for training: nothing is padded, and the layers see one long batch.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor, bail};
+
+use super::text::Context;
+use super::{Prompt, Qwen2_5Vl};
+use crate::ops::attention::Segments;
+
+/// Prompts packed one after another.
+#[derive(Debug, Clone)]
+pub struct PackedBatch {
+    /// Token ids of all prompts (L of them).
+    pub input_ids: Vec<u32>,
+    /// Positions (t, h, w) of each token, counted from the start of its own prompt.
+    pub positions: Vec<[i64; 3]>,
+    /// Where each prompt begins and ends.
+    pub segments: Segments,
+    /// Features (n, hidden) of all media, in the order of their placeholders.
+    pub features: Vec<Tensor>,
+}
+
+impl PackedBatch {
+    /// Row of the first token of each prompt, empty ones included.
+    pub fn starts(&self) -> Vec<usize> {
+        self.segments.starts().to_vec()
+    }
+}
+
+impl Qwen2_5Vl {
+    /// Packs prompts (with their completions, if any) for [`Self::hidden_packed`].
+    ///
+    /// # Errors
+    /// As [`Self::positions`].
+    pub fn pack(&self, prompts: &[Prompt]) -> crate::Result<PackedBatch> {
+        let mut batch = PackedBatch {
+            input_ids: vec![],
+            positions: vec![],
+            segments: Segments::new(&[]),
+            features: vec![],
+        };
+        for prompt in prompts {
+            batch.input_ids.extend(&prompt.input_ids);
+            batch.positions.extend(self.positions(prompt)?.ids);
+            batch.features.extend(prompt.features.iter().cloned());
+        }
+        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.input_ids.len()).collect();
+        batch.segments = Segments::new(&lengths);
+        Ok(batch)
+    }
+
+    /// Hidden states (L, hidden) after the final norm; differentiable. Each prompt attends to itself alone.
+    ///
+    /// # Errors
+    /// Placeholders and feature rows that do not match in number.
+    pub fn hidden_packed(&self, batch: &PackedBatch) -> Result<Tensor> {
+        let embeds = self.embed_tokens(&batch.input_ids, &batch.features)?;
+        self.text().hidden(&embeds, &batch.positions, Context::Packed(&batch.segments))
+    }
+
+    /// The loss (detached) and its gradients, keeping only the input of each decoder layer in between. Gradients also
+    /// reach the embeddings and the features when those are tracked.
+    ///
+    /// # Errors
+    /// As [`Self::hidden_packed`] and `loss`.
+    pub fn backward_checkpointed(
+        &self,
+        batch: &PackedBatch,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, GradStore)> {
+        let embeds = self.embed_tokens(&batch.input_ids, &batch.features)?;
+        self.text().backward_checkpointed(&embeds, &batch.positions, &batch.segments, loss)
+    }
+
+    /// Embeddings (L, hidden) of `input_ids` with the rows of `features` in the place of the placeholders.
+    ///
+    /// # Errors
+    /// Placeholders and feature rows that do not match in number.
+    pub fn embed_tokens(&self, input_ids: &[u32], features: &[Tensor]) -> Result<Tensor> {
+        let is_pad = |id: &u32| *id == self.config.image_token_id || *id == self.config.video_token_id;
+        let words: Vec<u32> = input_ids.iter().copied().filter(|id| !is_pad(id)).collect();
+        let (pads, rows) =
+            (input_ids.len() - words.len(), features.iter().map(|f| f.dim(0)).sum::<Result<usize>>()?);
+        if pads != rows {
+            bail!("prompt: {pads} visual placeholder tokens, but {rows} visual features")
+        }
+        let embeds = self.text().embed(&words)?;
+        if pads == 0 {
+            return Ok(embeds);
+        }
+        let features = match features {
+            [one] => one.clone(),
+            several => Tensor::cat(several, 0)?,
+        };
+        let features = features.to_device(embeds.device())?.to_dtype(embeds.dtype())?;
+        // One gather instead of a cut per medium: its backward costs the same for any number of media.
+        let (mut word, mut feature) = (0, words.len() as u32);
+        let places: Vec<u32> = (input_ids.iter())
+            .map(|id| {
+                let next = if is_pad(id) { &mut feature } else { &mut word };
+                *next += 1;
+                *next - 1
+            })
+            .collect();
+        let all = if words.is_empty() { features } else { Tensor::cat(&[embeds, features], 0)? };
+        all.index_select(&Tensor::new(places, all.device())?, 0)
+    }
+}
