@@ -44,11 +44,9 @@ pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
     let start = restore(&unfinished, &trainer.parameters, &mut trainer.optimizer)?;
     let bar = bar("clip", start, total);
     for step in start..total {
-        let t0 = std::time::Instant::now();
         let batch = lessons::captions(&worlds.long, step, FRAMES, PER_VIDEO);
-        let t1 = t0.elapsed();
+
         let done = trainer.step(&batch, schedule.rate(step))?;
-        if step % 10 == 9 { eprintln!("batch {t1:?} all {:?}", t0.elapsed()); }
         bar.set_message(format!("loss {:.3}, own phrase first {:.2}", done.loss, done.accuracy));
         bar.inc(1);
         if (step + 1) % 50 == 0 {

@@ -13,9 +13,7 @@ use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::Media;
 use crate::models::qwen2_5_vl::processor::Patches;
-use crate::models::qwen2_5_vl::text::Context;
 use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
-use crate::ops::attention::Segments;
 use crate::ops::log_prob::log_probs;
 use crate::optim::{AdamW, AdamWConfig, Parameters, clip_grad_norm};
 use crate::text::{Message, Pad, Part, Role, expand_pads};
@@ -71,6 +69,12 @@ struct Encoded {
     patches: Vec<Patches>,
 }
 
+impl Encoded {
+    fn prompt(&self) -> Prompt {
+        Prompt { input_ids: self.input_ids.clone(), media: self.media.clone(), features: vec![] }
+    }
+}
+
 impl TurnTrainer {
     /// Starts from the checkpoint in `dir`, in f32.
     ///
@@ -111,15 +115,10 @@ impl TurnTrainer {
     fn loss(&self, batch: &[Conversation]) -> Result<(Tensor, usize, usize)> {
         let encoded: Vec<Encoded> = batch.par_iter().map(|c| self.encode(c)).collect::<Result<_>>()?;
         let model = &self.chat.model;
-        let mut positions = vec![];
-        for part in &encoded {
-            let prompt =
-                Prompt { input_ids: part.input_ids.clone(), media: part.media.clone(), features: vec![] };
-            positions.extend(model.positions(&prompt)?.ids);
-        }
-        let lengths: Vec<usize> = encoded.iter().map(|part| part.input_ids.len()).collect();
-        let embeds = self.embed(&encoded)?;
-        let hidden = model.text().hidden(&embeds, &positions, Context::Packed(&Segments::new(&lengths)))?;
+        let prompts: Vec<Prompt> = encoded.iter().map(Encoded::prompt).collect();
+        let mut packed = model.pack(&prompts)?;
+        packed.features.extend(self.features(&encoded)?);
+        let hidden = model.hidden_packed(&packed)?;
 
         let (mut rows, mut targets, mut start) = (vec![], vec![], 0);
         for part in &encoded {
@@ -137,31 +136,15 @@ impl TurnTrainer {
         Ok((chosen.log_probs.mean_all()?.neg()?, targets.len(), start))
     }
 
-    /// Embeddings of all tokens, one conversation after the other, with the features of all images in their places.
-    fn embed(&self, encoded: &[Encoded]) -> Result<Tensor> {
-        let model = &self.chat.model;
-        let ids: Vec<u32> = encoded.iter().flat_map(|part| part.input_ids.iter().copied()).collect();
-        let embeds = model.text().embed(&ids)?;
+    /// Features of all images, in order; `None` without images.
+    fn features(&self, encoded: &[Encoded]) -> Result<Option<Tensor>> {
         let patches: Vec<&Patches> = encoded.iter().flat_map(|part| &part.patches).collect();
-        let Some(first) = patches.first() else { return Ok(embeds) };
-        let width = first.width;
+        let Some(first) = patches.first() else { return Ok(None) };
         let grids: Vec<[usize; 3]> = patches.iter().map(|p| p.grid).collect();
         let values: Vec<f32> = patches.iter().flat_map(|p| p.rows.iter().copied()).collect();
-        let rows = values.len() / width;
-        let pixels = Tensor::from_vec(values, (rows, width), embeds.device())?;
-        let features = model.vision(&pixels, &grids)?;
-        let mut next = ids.len() as u32;
-        let places: Vec<u32> = (ids.iter().enumerate())
-            .map(|(at, id)| {
-                if *id != model.config.image_token_id {
-                    return at as u32;
-                }
-                next += 1;
-                next - 1
-            })
-            .collect();
-        let places = Tensor::new(places, embeds.device())?;
-        Ok(Tensor::cat(&[&embeds, &features], 0)?.index_select(&places, 0)?)
+        let shape = (values.len() / first.width, first.width);
+        let pixels = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        Ok(Some(self.chat.model.vision(&pixels, &grids)?))
     }
 
     fn encode(&self, conversation: &Conversation) -> Result<Encoded> {
