@@ -7,6 +7,7 @@ mod feature_cache;
 mod gradcheck;
 mod hub;
 mod nn;
+mod optim;
 mod parity;
 mod parsers;
 mod pipeline;

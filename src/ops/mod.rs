@@ -8,7 +8,7 @@ pub mod linear;
 pub mod norm;
 pub mod pointwise;
 pub mod rope;
-mod simd;
+pub(crate) mod simd;
 pub mod vjp;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
