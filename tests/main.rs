@@ -6,6 +6,7 @@ mod clip;
 mod feature_cache;
 mod gradcheck;
 mod hub;
+mod log_prob;
 mod nn;
 mod optim;
 mod parity;

@@ -5,6 +5,8 @@ pub mod attention;
 pub mod attention_cached;
 mod attention_kernel;
 pub mod linear;
+pub mod log_prob;
+mod log_prob_kernel;
 pub mod norm;
 pub mod pointwise;
 pub mod rope;
