@@ -5,10 +5,12 @@ pub mod attention;
 pub mod attention_cached;
 mod attention_kernel;
 pub mod linear;
+pub mod log_prob;
+mod log_prob_kernel;
 pub mod norm;
 pub mod pointwise;
 pub mod rope;
-mod simd;
+pub(crate) mod simd;
 pub mod vjp;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
