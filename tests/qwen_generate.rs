@@ -175,7 +175,7 @@ fn draws(logits: &[f32], sampling: &Sampling, seen: &Seen, count: usize) -> Vec<
     let mut rng = StdRng::seed_from_u64(4);
     let mut counts = vec![0; logits.len()];
     for _ in 0..count {
-        counts[next_token(logits.to_vec(), sampling, seen, &mut rng).unwrap() as usize] += 1;
+        counts[next_token(logits.to_vec(), sampling, seen, &mut rng).unwrap().0 as usize] += 1;
     }
     counts
 }
@@ -220,10 +220,10 @@ fn greedy_takes_the_lowest_of_equals_after_the_penalty() {
     let greedy = Sampling::default();
     let mut next =
         |logits: Vec<f32>, sampling: &Sampling, seen: &Seen| next_token(logits, sampling, seen, &mut rng);
-    assert_eq!(next(vec![1.0, 3.0, 3.0], &greedy, &Seen::new()).unwrap(), 1);
+    assert_eq!(next(vec![1.0, 3.0, 3.0], &greedy, &Seen::new()).unwrap().0, 1);
     let penalty = Sampling { repetition_penalty: 1.5, ..greedy.clone() };
-    assert_eq!(next(vec![1.0, 3.0, 2.9], &penalty, &Seen::from([1])).unwrap(), 2);
-    assert_eq!(next(vec![-1.0, -3.0, -1.1], &penalty, &Seen::from([0])).unwrap(), 2);
+    assert_eq!(next(vec![1.0, 3.0, 2.9], &penalty, &Seen::from([1])).unwrap().0, 2);
+    assert_eq!(next(vec![-1.0, -3.0, -1.1], &penalty, &Seen::from([0])).unwrap().0, 2);
     let error = next(vec![0.0, f32::NAN], &greedy, &Seen::new()).unwrap_err().to_string();
     assert!(error.contains("token 1") && error.contains("NaN"), "{error}");
 }

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use msjoe::data::world::{Spec, World};
+use msjoe::data::world::{Span, Spec, World};
 
 /// Trains the small models of the toy world from scratch.
 #[derive(Parser)]
@@ -50,6 +50,8 @@ enum Model {
 
 /// The worlds lessons are taken from.
 struct Worlds {
+    /// One large thing at a time.
+    plain: World,
     /// Clips of few scenes.
     short: World,
     /// The videos that results are reported on.
@@ -58,7 +60,9 @@ struct Worlds {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    let plain = Spec { things: Span::new(1, 1), small: 27. / 56., noise: 4., ..Spec::default() };
     let worlds = Worlds {
+        plain: World::new(plain, args.world_seed)?,
         short: World::new(Spec::short(), args.world_seed)?,
         long: World::new(Spec::default(), args.world_seed)?,
     };

@@ -38,11 +38,37 @@ struct Stage {
     shares: [u64; 3],
     learn: Learn,
     peak: f64,
+    measure: u64,
 }
 
-const STAGES: [Stage; 2] = [
-    Stage { name: "look", steps: 1500.0, batch: 96, shares: [100, 0, 0], learn: Learn::All, peak: 1e-3 },
-    Stage { name: "watch", steps: 3000.0, batch: 24, shares: [20, 50, 15], learn: Learn::All, peak: 1e-3 },
+const STAGES: [Stage; 3] = [
+    Stage {
+        name: "plain",
+        steps: 1000.0,
+        batch: 96,
+        shares: [100, 0, 0],
+        learn: Learn::All,
+        peak: 1e-3,
+        measure: 100,
+    },
+    Stage {
+        name: "look",
+        steps: 1500.0,
+        batch: 96,
+        shares: [100, 0, 0],
+        learn: Learn::All,
+        peak: 1e-3,
+        measure: 100,
+    },
+    Stage {
+        name: "watch",
+        steps: 3000.0,
+        batch: 24,
+        shares: [20, 50, 15],
+        learn: Learn::All,
+        peak: 1e-3,
+        measure: 100,
+    },
 ];
 
 pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
@@ -58,11 +84,13 @@ pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
         layers: 4,
         heads: 4,
         kv_heads: 2,
-        vision_hidden: 96,
-        vision_intermediate: 256,
-        vision_depth: 3,
+        vision_hidden: 64,
+        vision_intermediate: 192,
+        vision_depth: 4,
         vision_heads: 4,
-        full_attention: vec![0, 1, 2],
+        patch: 7,
+        merge: 4,
+        full_attention: vec![0, 1, 2, 3],
         max_positions: 4096,
         tied: true,
         std: 0.06,
@@ -92,21 +120,23 @@ fn run(args: &Args, worlds: &Worlds, dir: &Path, stage: &Stage) -> Result<()> {
         let done = trainer.step(&batch(worlds, stage, step), schedule.rate(step))?;
         bar.set_message(format!("loss {:.3}, {} tokens", done.loss, done.length));
         bar.inc(1);
-        if (step + 1) % 250 == 0 || step + 1 == total {
+        if (step + 1) % stage.measure == 0 || step + 1 == total {
             save(&unfinished, step + 1, &trainer.parameters, &trainer.optimizer)?;
-            let metadata = [("format".to_owned(), "pt".to_owned())].into();
-            write_safetensors(
-                &dir.join("model.safetensors"),
-                &trainer.parameters.detached(),
-                Some(metadata),
-            )?;
+            write(dir, &trainer)?;
             let measured = measure(dir, worlds)?;
             let line = format!("mllm {} {}/{total}: loss {:.3}; {measured}", stage.name, step + 1, done.loss);
             bar.suspend(|| println!("{line}"));
         }
     }
     bar.finish_and_clear();
-    Ok(())
+    // Also when all of the stage was done before: the folder was written anew.
+    write(dir, &trainer)
+}
+
+fn write(dir: &Path, trainer: &TurnTrainer) -> Result<()> {
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    let tensors = trainer.parameters.detached();
+    Ok(write_safetensors(&dir.join("model.safetensors"), &tensors, Some(metadata))?)
 }
 
 fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
@@ -116,7 +146,9 @@ fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
         // Spread evenly over the hundred, so that every batch has its share of each.
         let place = number * 37 % 100;
         if place < look {
-            conversation(&worlds.long, Lesson::Look, number)
+            // Shapes are learned from one large thing at a time.
+            let world = if stage.name == "plain" { &worlds.plain } else { &worlds.long };
+            conversation(world, Lesson::Look, number)
         } else if place < look + watch {
             conversation(&worlds.short, Lesson::Watch, number)
         } else if place < look + watch + ask {

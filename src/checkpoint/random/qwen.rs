@@ -29,7 +29,6 @@ const SPECIALS: [&str; 14] = [
     "<|video_pad|>",
 ];
 
-const PATCH: usize = 14;
 const WINDOW: usize = 112;
 
 /// Sizes of a random Qwen2.5-VL checkpoint. The defaults run a two-turn demo in seconds on two CPU cores.
@@ -53,6 +52,10 @@ pub struct QwenSpec {
     pub vision_depth: usize,
     /// Heads of the vision tower; `vision_hidden / vision_heads` must be a multiple of 4.
     pub vision_heads: usize,
+    /// Edge of a patch in pixels.
+    pub patch: usize,
+    /// Patches along each edge of a merged token.
+    pub merge: usize,
     /// Blocks that attend beyond a window.
     pub full_attention: Vec<usize>,
     /// Longest prompt, in tokens.
@@ -89,6 +92,8 @@ impl Default for QwenSpec {
             vision_intermediate: 64,
             vision_depth: 2,
             vision_heads: 2,
+            patch: 14,
+            merge: 2,
             full_attention: vec![1],
             max_positions: 32_768,
             pixels: [3136, 12_845_056],
@@ -155,6 +160,10 @@ fn validate(spec: &QwenSpec) -> Result<()> {
     let sizes =
         [spec.intermediate, spec.layers, spec.vision_intermediate, spec.vision_depth, spec.max_positions];
     require(!sizes.contains(&0), "QwenSpec: no size may be 0")?;
+    require(
+        spec.patch > 0 && spec.merge > 0 && WINDOW.is_multiple_of(spec.patch * spec.merge),
+        format!("QwenSpec: patch {} x merge {} must divide {WINDOW}", spec.patch, spec.merge),
+    )?;
     require(spec.shards > 0, "QwenSpec: shards must be at least 1")?;
     require(
         spec.full_attention.iter().all(|&block| block < spec.vision_depth),
@@ -187,7 +196,7 @@ fn weights(spec: &QwenSpec, vocab_size: usize, seed: u64) -> Result<Weights> {
         w.normal(format!("{at}.mlp.down_proj.weight"), &[d, spec.intermediate])?;
     }
     let v = spec.vision_hidden;
-    w.normal("visual.patch_embed.proj.weight", &[v, 3, 2, PATCH, PATCH])?;
+    w.normal("visual.patch_embed.proj.weight", &[v, 3, 2, spec.patch, spec.patch])?;
     for block in 0..spec.vision_depth {
         let at = format!("visual.blocks.{block}");
         w.scale(format!("{at}.norm1.weight"), v)?;
@@ -199,8 +208,9 @@ fn weights(spec: &QwenSpec, vocab_size: usize, seed: u64) -> Result<Weights> {
         w.linear(&format!("{at}.mlp.down_proj"), spec.vision_intermediate, v)?;
     }
     w.scale("visual.merger.ln_q.weight", v)?;
-    w.linear("visual.merger.mlp.0", 4 * v, 4 * v)?;
-    w.linear("visual.merger.mlp.2", 4 * v, d)?;
+    let merged = v * spec.merge.pow(2);
+    w.linear("visual.merger.mlp.0", merged, merged)?;
+    w.linear("visual.merger.mlp.2", merged, d)?;
     Ok(w)
 }
 
@@ -259,9 +269,9 @@ fn vision_config(spec: &QwenSpec) -> Value {
         "num_heads": spec.vision_heads,
         "in_chans": 3,
         "out_hidden_size": spec.hidden,
-        "patch_size": PATCH,
-        "spatial_merge_size": 2,
-        "spatial_patch_size": PATCH,
+        "patch_size": spec.patch,
+        "spatial_merge_size": spec.merge,
+        "spatial_patch_size": spec.patch,
         "temporal_patch_size": 2,
         "window_size": WINDOW,
         "fullatt_block_indexes": spec.full_attention,
@@ -327,9 +337,9 @@ fn preprocessor(spec: &QwenSpec) -> Value {
     json!({
         "min_pixels": spec.pixels[0],
         "max_pixels": spec.pixels[1],
-        "patch_size": PATCH,
+        "patch_size": spec.patch,
         "temporal_patch_size": 2,
-        "merge_size": 2,
+        "merge_size": spec.merge,
         "image_mean": IMAGE_MEAN,
         "image_std": IMAGE_STD,
         "image_processor_type": "Qwen2VLImageProcessor",
