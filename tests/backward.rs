@@ -11,6 +11,9 @@ use msjoe::models::qwen2_5_vl::config::Config;
 use msjoe::models::qwen2_5_vl::mrope::{Media, Timing};
 use msjoe::models::qwen2_5_vl::packed::PackedBatch;
 use msjoe::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
+use msjoe::nn::{Block, Linear, RmsNorm};
+use msjoe::ops::attention::{Mask, Segments};
+use msjoe::ops::vjp::vjp;
 use msjoe::optim::Parameters;
 
 use crate::nn::{normal, relative};
@@ -195,6 +198,108 @@ fn checkpointed_gradients_reach_features() {
     for var in &vars {
         assert!(relative(grads.get(var).unwrap(), plain.get(var).unwrap()) < 1e-6);
     }
+}
+
+/// A block as one node of the graph against its composed twin, for every part that may learn.
+#[test]
+fn blocks_equal_their_composed_twins() {
+    let (d, heads, kv_heads, width, inner) = (24, 6, 2, 8, 20);
+    let sizes = [(d, 48), (d, 16), (d, 16), (48, d), (d, inner), (d, inner), (inner, d)];
+    let segments = Segments::continuing(&[5, 1, 9, 7], &[None, Some(0), None, Some(0)]).unwrap();
+    let angles = normal(&[22, width / 2], 50);
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    // Norms, seven weights, seven biases, and last the input.
+    let shapes: Vec<Vec<usize>> = [vec![d], vec![d]]
+        .into_iter()
+        .chain(sizes.map(|(from, to)| vec![to, from]))
+        .chain(sizes.map(|(_, to)| vec![to]))
+        .chain([vec![22, d]])
+        .collect();
+    let values: Vec<Tensor> = shapes.iter().zip(0..).map(|(shape, seed)| normal(shape, seed)).collect();
+    let block = |x: &[Tensor]| {
+        let linear = |i: usize| Linear::new(x[2 + i].clone(), Some(x[9 + i].clone()));
+        Block {
+            norm1: RmsNorm::new(x[0].clone(), 1e-6),
+            norm2: RmsNorm::new(x[1].clone(), 1e-6),
+            q: linear(0),
+            k: linear(1),
+            v: linear(2),
+            o: linear(3),
+            gate: linear(4),
+            up: linear(5),
+            down: linear(6),
+            heads,
+            kv_heads,
+            width,
+        }
+    };
+    let all: Vec<usize> = (0..values.len()).collect();
+    let alone = (0..values.len()).map(|i| vec![i]);
+    for learned in alone.chain([all, vec![0, 16], vec![5, 7, 16]]) {
+        let run = |fused: bool| {
+            let vars: Vec<Tensor> =
+                (values.iter().enumerate())
+                    .map(|(i, x)| {
+                        if learned.contains(&i) {
+                            Var::from_tensor(x).unwrap().into_inner()
+                        } else {
+                            x.clone()
+                        }
+                    })
+                    .collect();
+            let (block, xs) = (block(&vars), &vars[16]);
+            let ys = if fused {
+                block.forward(xs, (&cos, &sin), &segments, Mask::Causal).unwrap()
+            } else {
+                block.forward_composed(xs, (&cos, &sin), &segments, Mask::Causal).unwrap()
+            };
+            let mut grads = vjp(&ys, &normal(&[22, d], 60)).unwrap();
+            let kept = grads.get_ids().count();
+            let grads: Vec<Tensor> = learned.iter().map(|i| grads.remove(&vars[*i]).unwrap()).collect();
+            assert_eq!(kept, learned.len());
+            (ys.detach(), grads)
+        };
+        let ((ys, grads), (ys_twin, grads_twin)) = (run(true), run(false));
+        assert_eq!(relative(&ys, &ys_twin), 0.0);
+        for ((i, ours), theirs) in learned.iter().zip(&grads).zip(&grads_twin) {
+            // The gradient of a key bias is zero but for rounding.
+            let error = relative(ours, theirs);
+            assert!(error < 3e-6 || *i == 10, "{learned:?}: gradient {i} differs by {error:.1e}");
+        }
+    }
+}
+
+/// A weight in two maps of a block, as an adapter of a fused projection is, receives both gradients.
+#[test]
+fn a_shared_weight_receives_the_sum() {
+    let (w, x) = (Var::from_tensor(&normal(&[8, 8], 1)).unwrap(), normal(&[3, 8], 2));
+    let linear = |w: &Tensor| Linear::new(w.clone(), None);
+    let fixed = linear(&normal(&[8, 8], 3));
+    let norm = || RmsNorm::new(normal(&[8], 4), 1e-6);
+    let block = Block {
+        norm1: norm(),
+        norm2: norm(),
+        q: linear(&w),
+        k: linear(&w),
+        v: linear(&w),
+        o: fixed.clone(),
+        gate: fixed.clone(),
+        up: linear(&w),
+        down: fixed,
+        heads: 2,
+        kv_heads: 2,
+        width: 4,
+    };
+    let angles = normal(&[3, 2], 5);
+    let run = |fused: bool| {
+        let (angles, segments) = ((&angles.cos().unwrap(), &angles.sin().unwrap()), Segments::new(&[3]));
+        let ys = match fused {
+            true => block.forward(&x, angles, &segments, Mask::Full),
+            false => block.forward_composed(&x, angles, &segments, Mask::Full),
+        };
+        vjp(&ys.unwrap(), &normal(&[3, 8], 6)).unwrap().remove(&w).unwrap()
+    };
+    assert!(relative(&run(true), &run(false)) < 2e-6);
 }
 
 #[test]

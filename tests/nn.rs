@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use msjoe::ops::attention::{Mask, Segments, attention, attention_composed};
 use msjoe::ops::attention_cached::{CachedKeys, attention_cached, composed};
+use msjoe::ops::vjp::vjp;
 use msjoe::ops::{linear, norm, pointwise, rope};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -73,9 +74,113 @@ fn pointwise_and_norms_equal_their_twins() {
         norm::layer_norm_composed(&v[0], &v[1], &v[2], 1e-5)
     });
     let (x, w, b) = (normal(&[19, 40], 5), normal(&[24, 40], 6), normal(&[24], 7));
-    same("linear", &[x, w, b], &|v| linear::linear(&v[0], &v[1], &v[2]), &|v| {
+    same("linear", &[x.clone(), w.clone(), b], &|v| linear::linear(&v[0], &v[1], &v[2]), &|v| {
         linear::linear_composed(&v[0], &v[1], &v[2])
     });
+    let plain: Op = &|v| linear::linear_no_bias(&v[0], &v[1]);
+    same("linear_no_bias", &[x.clone(), w.clone()], plain, &|v| {
+        linear::linear_no_bias_composed(&v[0], &v[1])
+    });
+    let base = normal(&[19, 24], 8);
+    same("linear_onto", &[base, x, w], &|v| linear::linear_onto(&v[0], &v[1], &v[2], 0.7), &|v| {
+        linear::linear_onto_composed(&v[0], &v[1], &v[2], 0.7)
+    });
+    let (a, b) = (normal(&[5, 7], 9), normal(&[5, 7], 10));
+    same("add", &[a, b], &|v| pointwise::add(&v[0], &v[1]), &|v| &v[0] + &v[1]);
+}
+
+/// Only what learns has a gradient; the others' would stay in memory to the end of the pass. Every subset of operands.
+#[test]
+fn operations_keep_no_gradient_of_frozen_operands() {
+    type Named<'a> = (&'a str, Vec<Tensor>, Op<'a>);
+    let segments = Segments::new(&[3, 4]);
+    let heads = |seed| normal(&[7, 2, 4], seed);
+    let (x, w, b) = (normal(&[7, 4], 1), normal(&[4], 2), normal(&[4], 3));
+    let cases: [Named; 9] = [
+        ("add", vec![x.clone(), x.clone()], &|v| pointwise::add(&v[0], &v[1])),
+        ("swiglu", vec![x.clone(), x.clone()], &|v| pointwise::swiglu(&v[0], &v[1])),
+        ("rms_norm", vec![x.clone(), w.clone()], &|v| norm::rms_norm(&v[0], &v[1], 1e-6)),
+        ("layer_norm", vec![x.clone(), w, b], &|v| norm::layer_norm(&v[0], &v[1], &v[2], 1e-6)),
+        ("linear", vec![x.clone(), normal(&[5, 4], 4), normal(&[5], 5)], &|v| {
+            linear::linear(&v[0], &v[1], &v[2])
+        }),
+        ("linear_no_bias", vec![x.clone(), normal(&[5, 4], 4)], &|v| linear::linear_no_bias(&v[0], &v[1])),
+        ("linear_no_bias bf16", vec![x.clone(), normal(&[5, 4], 4)], &|v| {
+            let half = |x: &Tensor| x.to_dtype(DType::BF16);
+            linear::linear_no_bias(&half(&v[0])?, &half(&v[1])?)
+        }),
+        ("linear_onto", vec![normal(&[7, 5], 6), x, normal(&[5, 4], 4)], &|v| {
+            linear::linear_onto(&v[0], &v[1], &v[2], 2.0)
+        }),
+        ("attention", vec![heads(1), heads(2), heads(3)], &|v| {
+            attention(&v[0], &v[1], &v[2], &segments, Mask::Causal, 0.5)
+        }),
+    ];
+    for (name, inputs, op) in &cases {
+        for subset in 1..1usize << inputs.len() {
+            let learns = |i: &usize| subset >> i & 1 == 1;
+            let tracked: Vec<Tensor> = (inputs.iter().enumerate())
+                .map(|(i, x)| if learns(&i) { Var::from_tensor(x).unwrap().into_inner() } else { x.clone() })
+                .collect();
+            let grads = op(&tracked).unwrap().sum_all().unwrap().backward().unwrap();
+            let wanted = (0..inputs.len()).filter(learns).count();
+            assert_eq!(grads.get_ids().count(), wanted, "{name}, subset {subset:b}");
+            assert!((0..inputs.len()).filter(learns).all(|i| grads.get(&tracked[i]).is_some()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn vjp_equals_a_weighted_sum_and_refuses_misfits() {
+    let (x, g) = (Var::from_tensor(&normal(&[4, 3], 1)).unwrap(), normal(&[4, 3], 2));
+    for dtype in [DType::F32, DType::F64, DType::BF16] {
+        let y = x.as_tensor().to_dtype(dtype).unwrap().sqr().unwrap();
+        let g = g.to_dtype(dtype).unwrap();
+        let grads = vjp(&y, &g).unwrap();
+        let twin = (&y * &g).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_eq!(grads.get_ids().count(), 1);
+        assert_eq!(relative(grads.get(&x).unwrap(), twin.get(&x).unwrap()), 0.0, "{dtype:?}");
+    }
+    let y = x.as_tensor().sqr().unwrap();
+    let error = vjp(&y, &g.t().unwrap()).map(drop).unwrap_err().to_string();
+    assert!(error.contains("[4, 3]") && error.contains("[3, 4]"), "{error}");
+    assert_eq!(vjp(&y.detach(), &g).unwrap().get_ids().count(), 0);
+}
+
+/// Several segments may continue one: the same as each of them behind a copy of it.
+#[test]
+fn shared_prefixes_equal_copies() {
+    let lengths = [5, 3, 1, 70, 4, 6];
+    let prefixes = [None, Some(0), Some(0), None, Some(3), Some(0)];
+    let segments = Segments::continuing(&lengths, &prefixes).unwrap();
+    let starts = segments.starts().to_vec();
+    let inputs = [normal(&[89, 6, 8], 1), normal(&[89, 2, 8], 2), normal(&[89, 2, 8], 3)];
+    for mask in [Mask::Causal, Mask::Full] {
+        let fused: Op = &|v| attention(&v[0], &v[1], &v[2], &segments, mask, 0.4);
+        same("shared prefix", &inputs, fused, &|v| {
+            attention_composed(&v[0], &v[1], &v[2], &segments, mask, 0.4)
+        });
+    }
+    // Unshared: prefix and tail as one sequence; the tail's rows come out.
+    let fused: Op = &|v| attention(&v[0], &v[1], &v[2], &segments, Mask::Causal, 0.4);
+    same("unshared prefix", &inputs, fused, &|v| {
+        let rows = (0..lengths.len()).map(|i| {
+            let rows = |x: &Tensor, i: usize| x.narrow(0, starts[i], lengths[i]);
+            let whole = |x: &Tensor| match prefixes[i] {
+                Some(prefix) => Tensor::cat(&[rows(x, prefix)?, rows(x, i)?], 0),
+                None => rows(x, i),
+            };
+            let q = whole(&v[0])?;
+            let alone = Segments::new(&[q.dim(0)?]);
+            let out = attention_composed(&q, &whole(&v[1])?, &whole(&v[2])?, &alone, Mask::Causal, 0.4)?;
+            out.narrow(0, q.dim(0)? - lengths[i], lengths[i])
+        });
+        Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
+    });
+    for prefixes in [vec![None], vec![None, Some(1)], vec![None, Some(0), Some(1)], vec![Some(0)]] {
+        let error = Segments::continuing(&vec![2; prefixes.len().max(2)], &prefixes).unwrap_err().to_string();
+        assert!(error.contains("segments: "), "{error}");
+    }
 }
 
 /// Large enough that the parallel path is taken.

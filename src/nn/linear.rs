@@ -3,6 +3,9 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::block_node::Flat;
+use crate::ops::linear::{self as ops, InputGrad};
+
 /// `y = x w^T + b` on the last axis.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -42,6 +45,25 @@ impl Linear {
         self.weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op)
     }
 
+    /// Weight and bias.
+    pub(super) fn tensors(&self) -> Vec<&Tensor> {
+        std::iter::once(&self.weight).chain(&self.bias).collect()
+    }
+
+    /// Adds the gradient of the input for `grad` (M, out), for f32 on the CPU.
+    pub(super) fn input_grad(&self, grad: &Tensor, sum: &mut InputGrad) -> Result<()> {
+        sum.add(grad, &self.weight, 1.0)
+    }
+
+    /// Writes the gradients of weight and bias for the input `x` (M, in) and `grad` (M, out).
+    pub(super) fn weight_grads(&self, x: &Tensor, grad: &Tensor, into: &mut Flat) -> Result<()> {
+        into.write(&self.weight, |into, keep| ops::weight_grad(x, grad, 1.0, into, keep))?;
+        match &self.bias {
+            Some(bias) => into.write(bias, |into, keep| ops::bias_grad(grad, into, keep)),
+            None => Ok(()),
+        }
+    }
+
     /// (out, in).
     pub fn weight(&self) -> &Tensor {
         &self.weight
@@ -55,8 +77,8 @@ impl Linear {
         let d_in = xs.dim(D::Minus1)?;
         let rows = xs.reshape(((), d_in))?;
         let ys = match &self.bias {
-            Some(bias) => crate::ops::linear::linear(&rows, &self.weight, bias)?,
-            None => crate::ops::linear::linear_no_bias(&rows, &self.weight)?,
+            Some(bias) => ops::linear(&rows, &self.weight, bias)?,
+            None => ops::linear_no_bias(&rows, &self.weight)?,
         };
         if xs.rank() == 2 {
             return Ok(ys);

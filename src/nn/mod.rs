@@ -1,5 +1,7 @@
 //! Layers that are safe to train: every forward goes through an operation whose gradient is tested.
 
+mod block;
+mod block_node;
 mod conv1d;
 mod group_norm;
 pub mod kv_cache;
@@ -10,6 +12,7 @@ mod upsample;
 use candle_core::{D, Result, Tensor};
 
 pub use crate::ops::pointwise::{add, quick_gelu, swiglu};
+pub use block::Block;
 pub use conv1d::Conv1d;
 pub use group_norm::GroupNorm;
 pub use linear::Linear;

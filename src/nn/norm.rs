@@ -39,6 +39,11 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// From a weight (dim,); `eps` is added to the mean square.
+    pub fn new(weight: Tensor, eps: f64) -> Self {
+        Self { weight, eps }
+    }
+
     /// Reads `weight` (dim,).
     ///
     /// # Errors
@@ -53,6 +58,16 @@ impl RmsNorm {
     /// A last axis that is not `dim`.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         rms_norm(xs, &self.weight, self.eps)
+    }
+
+    /// (dim,).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// Added to the mean square.
+    pub fn eps(&self) -> f64 {
+        self.eps
     }
 
     /// The same norm on the same storage, outside any graph.

@@ -6,11 +6,10 @@
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
 
-use super::attention_kernel::{Block, Out, Part, Rows, block_rows, product};
-use super::{f32_slice, fused};
+use super::attention_packed::{Heads, Kernel};
+use super::{f32_slice, fused, with_slices};
 
 /// Which keys a query may see inside its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +20,23 @@ pub enum Mask {
     Causal,
 }
 
-/// Lengths of the sequences that are packed one after another.
+/// Lengths of the sequences that are packed one after another. Several may continue one that was packed before them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segments {
     bounds: Vec<usize>,
+    /// The segment whose keys come before a segment's own.
+    prefixes: Vec<Option<usize>>,
+}
+
+/// A segment: its rows, and those of the prefix it continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+    /// First row and number of rows of the prefix.
+    pub prefix: Option<(usize, usize)>,
 }
 
 impl Segments {
@@ -34,7 +46,27 @@ impl Segments {
             *end += len;
             Some(*end)
         });
-        Self { bounds: std::iter::once(0).chain(ends).collect() }
+        Self { bounds: std::iter::once(0).chain(ends).collect(), prefixes: vec![None; lengths.len()] }
+    }
+
+    /// As [`Self::new`], where segment `i` continues segment `prefixes[i]`: its queries see that segment's keys, all of
+    /// them, before its own. Several segments may continue one; it is stored and computed once.
+    ///
+    /// # Errors
+    /// Another number of prefixes than lengths, or a prefix that does not come before its segment or has one itself.
+    pub fn continuing(lengths: &[usize], prefixes: &[Option<usize>]) -> Result<Self> {
+        if prefixes.len() != lengths.len() {
+            candle_core::bail!("segments: {} lengths, but {} prefixes", lengths.len(), prefixes.len())
+        }
+        for (i, prefix) in prefixes.iter().enumerate() {
+            let Some(prefix) = *prefix else { continue };
+            if prefix >= i || prefixes[prefix].is_some() {
+                candle_core::bail!(
+                    "segments: segment {i} continues segment {prefix}, expected an earlier one without a prefix"
+                )
+            }
+        }
+        Ok(Self { prefixes: prefixes.to_vec(), ..Self::new(lengths) })
     }
 
     /// Rows in all segments together.
@@ -49,7 +81,17 @@ impl Segments {
 
     /// `(start, length)` of each segment that is not empty.
     pub fn iter(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        self.bounds.windows(2).map(|w| (w[0], w[1] - w[0])).filter(|(_, len)| *len > 0)
+        self.spans().map(|span| (span.start, span.len))
+    }
+
+    /// The segments that are not empty, with their prefixes.
+    pub fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+        let rows = |i: usize| (self.bounds[i], self.bounds[i + 1] - self.bounds[i]);
+        let span = move |(i, prefix): (usize, &Option<usize>)| {
+            let ((start, len), prefix) = (rows(i), prefix.map(rows).filter(|(_, len)| *len > 0));
+            Span { start, len, prefix }
+        };
+        self.prefixes.iter().enumerate().map(span).filter(|span| span.len > 0)
     }
 }
 
@@ -82,7 +124,10 @@ pub fn attention(
     if !fused(q) {
         return attention_composed(q, k, v, segments, mask, scale);
     }
-    let op = Attention { segments: segments.clone(), mask, scale: scale as f32, lse: Mutex::new(None) };
+    let op = Attention {
+        kernel: Kernel { segments: segments.clone(), mask, scale: scale as f32 },
+        lse: Mutex::new(None),
+    };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -101,15 +146,20 @@ pub fn attention_composed(
 ) -> Result<Tensor> {
     let (l, h, d) = q.dims3()?;
     let mut outputs = vec![];
-    for (start, len, count) in equal_runs(segments) {
-        let heads = |x: &Tensor| -> Result<Tensor> {
+    for (span, count) in equal_runs(segments) {
+        let heads = |x: &Tensor, start: usize, len: usize, count: usize| -> Result<Tensor> {
             let rows = x.narrow(0, start, len * count)?.reshape((count, len, x.dim(1)?, d))?;
             rows.transpose(1, 2)?.contiguous()
         };
-        let (k, v) = (repeat_heads(&heads(k)?, h)?, repeat_heads(&heads(v)?, h)?);
-        let hidden = (mask == Mask::Causal).then_some(0);
-        let out = softmax_product(&heads(q)?, &k, &v, hidden, scale)?;
-        outputs.push(out.transpose(1, 2)?.reshape((count * len, h, d))?);
+        let own = |x: &Tensor| heads(x, span.start, span.len, count);
+        let keys = |x: &Tensor| match span.prefix {
+            Some((start, len)) => Tensor::cat(&[heads(x, start, len, 1)?, own(x)?], 2),
+            None => own(x),
+        };
+        let (k, v) = (repeat_heads(&keys(k)?, h)?, repeat_heads(&keys(v)?, h)?);
+        let hidden = (mask == Mask::Causal).then_some(span.prefix.map_or(0, |(_, len)| len));
+        let out = softmax_product(&own(q)?, &k, &v, hidden, scale)?;
+        outputs.push(out.transpose(1, 2)?.reshape((count * span.len, h, d))?);
     }
     if outputs.is_empty() {
         return q.zeros_like()?.reshape((l, h, d));
@@ -117,13 +167,15 @@ pub fn attention_composed(
     Tensor::cat(&outputs, 0)
 }
 
-/// Consecutive segments of one length as `(start, length, count)`, so that they run as one batch.
-fn equal_runs(segments: &Segments) -> Vec<(usize, usize, usize)> {
-    let mut runs: Vec<(usize, usize, usize)> = vec![];
-    for (start, len) in segments.iter() {
+/// Consecutive segments of one length and without prefix, with their number, so that they run as one batch.
+fn equal_runs(segments: &Segments) -> Vec<(Span, usize)> {
+    let mut runs: Vec<(Span, usize)> = vec![];
+    for span in segments.spans() {
         match runs.last_mut() {
-            Some((_, last, count)) if *last == len => *count += 1,
-            _ => runs.push((start, len, 1)),
+            Some((last, count)) if last.len == span.len && last.prefix.or(span.prefix).is_none() => {
+                *count += 1;
+            }
+            _ => runs.push((span, 1)),
         }
     }
     runs
@@ -168,93 +220,9 @@ pub(super) fn softmax_product(
 }
 
 struct Attention {
-    segments: Segments,
-    mask: Mask,
-    scale: f32,
-    /// (L, H), kept for the backward.
+    kernel: Kernel,
+    /// (H, L), kept for the backward.
     lse: Mutex<Option<Vec<f32>>>,
-}
-
-/// Shapes of one call.
-#[derive(Clone, Copy)]
-struct Heads {
-    q: usize,
-    kv: usize,
-    width: usize,
-}
-
-impl Attention {
-    fn block<'a>(
-        &self,
-        q: &'a [f32],
-        heads: Heads,
-        head: usize,
-        segment: (usize, usize),
-        at: usize,
-    ) -> Block<'a> {
-        let ((start, len), stride) = (segment, heads.q * heads.width);
-        let (visible, step) = match self.mask {
-            Mask::Full => (len, 0),
-            Mask::Causal => (at + 1, 1),
-        };
-        Block {
-            queries: Rows { data: &q[(start + at) * stride + head * heads.width..], stride },
-            rows: block_rows(len).min(len - at),
-            width: heads.width,
-            visible,
-            step,
-            scale: self.scale,
-        }
-    }
-
-    fn part<'a>(
-        &self,
-        k: &'a [f32],
-        v: &'a [f32],
-        heads: Heads,
-        head: usize,
-        segment: (usize, usize),
-    ) -> Part<'a> {
-        let stride = heads.kv * heads.width;
-        let first = segment.0 * stride + head / (heads.q / heads.kv) * heads.width;
-        let rows = |data: &'a [f32]| Rows { data: &data[first..], stride };
-        Part { keys: rows(k), values: rows(v), len: segment.1 }
-    }
-
-    fn forward(&self, q: &[f32], k: &[f32], v: &[f32], heads: Heads) -> (Vec<f32>, Vec<f32>) {
-        let rows = self.segments.total();
-        let stride = heads.q * heads.width;
-        let (mut out, mut lse) = (vec![0f32; rows * stride], vec![0f32; rows * heads.q]);
-        let (to, to_lse) =
-            (Out { data: out.as_mut_ptr(), stride }, Out { data: lse.as_mut_ptr(), stride: rows });
-        // Long blocks first, so that the threads end together.
-        let mut tasks: Vec<_> = (self.segments.iter())
-            .flat_map(|segment| (0..segment.1).step_by(block_rows(segment.1)).map(move |at| (segment, at)))
-            .flat_map(|(segment, at)| (0..heads.q).map(move |head| (segment, at, head)))
-            .collect();
-        if self.mask == Mask::Causal {
-            tasks.sort_by_key(|(_, at, _)| std::cmp::Reverse(*at));
-        }
-        tasks.into_par_iter().for_each_init(Vec::new, |scores, (segment, at, head)| {
-            let block = self.block(q, heads, head, segment, at);
-            let part = self.part(k, v, heads, head, segment);
-            let row = segment.0 + at;
-            // SAFETY: the tasks cover each (row, head) once, so the rows written here are this task's alone.
-            unsafe {
-                let out = to.rows(row * stride + head * heads.width, stride);
-                block.forward(&[part], out, to_lse.rows(head * rows + row, 1).data, scores);
-            }
-        });
-        (out, lse)
-    }
-}
-
-fn heads(op: &str, q: &Layout, k: &Layout) -> Result<Heads> {
-    let ((_, h, width), (_, kv, _)) = (q.shape().dims3()?, k.shape().dims3()?);
-    if kv == 0 || h % kv != 0 {
-        candle_core::bail!("{op}: {h} query heads are no multiple of {kv} key heads")
-    }
-    Ok(Heads { q: h, kv, width })
 }
 
 impl CustomOp3 for Attention {
@@ -271,10 +239,10 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let heads = heads("attention", lq, lk)?;
         let op = "attention";
-        let (out, lse) =
-            self.forward(f32_slice(op, q, lq)?, f32_slice(op, k, lk)?, f32_slice(op, v, lv)?, heads);
+        let heads = Heads::of(lq.shape(), lk.shape())?;
+        let values = [f32_slice(op, q, lq)?, f32_slice(op, k, lk)?, f32_slice(op, v, lv)?];
+        let (out, lse) = self.kernel.forward(values, heads);
         *self.lse.lock().unwrap_or_else(|e| e.into_inner()) = Some(lse);
         Ok((CpuStorage::F32(out), lq.shape().clone()))
     }
@@ -287,115 +255,29 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(lse) = self.lse.lock().unwrap_or_else(|e| e.into_inner()).clone() else {
-            candle_core::bail!("attention: backward without a forward")
-        };
-        let (l, h, d) = q.dims3()?;
-        let hkv = k.dim(1)?;
-        let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
-        let saved = Saved {
-            op: self,
-            heads: Heads { q: h, kv: hkv, width: d },
-            q: flat(q)?,
-            k: flat(k)?,
-            v: flat(v)?,
-            grad: flat(grad)?,
-            delta: flat(&(grad * out)?.sum(D::Minus1)?)?,
-            lse,
-        };
-        let (dq, dk, dv) = saved.backward();
-        let tensor = |x: Vec<f32>, heads: usize| Tensor::from_vec(x, (l, heads, d), q.device()).map(Some);
-        Ok((tensor(dq, h)?, tensor(dk, hkv)?, tensor(dv, hkv)?))
+        let lse = self.lse.lock().unwrap_or_else(|e| e.into_inner());
+        let Some(lse) = lse.as_ref() else { candle_core::bail!("attention: backward without a forward") };
+        let [dq, dk, dv] = gradients(&self.kernel, [q, k, v, out, &grad.contiguous()?], lse)?;
+        Ok((q.track_op().then_some(dq), k.track_op().then_some(dk), v.track_op().then_some(dv)))
     }
 }
 
-/// Everything the backward reads.
-struct Saved<'a> {
-    op: &'a Attention,
-    heads: Heads,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    grad: Vec<f32>,
-    /// (L, H): sum over the width of grad * out.
-    delta: Vec<f32>,
-    lse: Vec<f32>,
+/// Output (L, H, D) and log-sum-exp (H, L) of f32 tensors on the CPU, outside any graph.
+pub(crate) fn forward_saved(kernel: &Kernel, [q, k, v]: [&Tensor; 3]) -> Result<(Tensor, Vec<f32>)> {
+    let heads = Heads::of(q.shape(), k.shape())?;
+    let (out, lse) = with_slices("attention", [q, k, v], |values| Ok(kernel.forward(values, heads)))?;
+    Ok((Tensor::from_vec(out, q.shape(), &Device::Cpu)?, lse))
 }
 
-impl Saved<'_> {
-    fn backward(&self) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let (mut dq, mut dk, mut dv) =
-            (vec![0f32; self.q.len()], vec![0f32; self.k.len()], vec![0f32; self.v.len()]);
-        let (q_stride, kv_stride) = (self.heads.q * self.heads.width, self.heads.kv * self.heads.width);
-        let out = |x: &mut Vec<f32>, stride| Out { data: x.as_mut_ptr(), stride };
-        let to = (out(&mut dq, q_stride), out(&mut dk, kv_stride), out(&mut dv, kv_stride));
-        let tasks: Vec<_> = (self.op.segments.iter())
-            .flat_map(|segment| (0..self.heads.kv).map(move |kv| (segment, kv)))
-            .collect();
-        tasks.into_par_iter().for_each(|(segment, kv)| {
-            let (dq, dk, dv) = to;
-            let group = self.heads.q / self.heads.kv;
-            let (mut p, mut dp) = (vec![], vec![]);
-            // A fixed order inside the task keeps the sums reproducible.
-            for head in kv * group..(kv + 1) * group {
-                for at in (0..segment.1).step_by(block_rows(segment.1)) {
-                    // SAFETY: only this task writes the rows of this segment and key head, and the query
-                    // heads of its group.
-                    unsafe { self.block((dq, dk, dv), segment, (head, kv), at, (&mut p, &mut dp)) };
-                }
-            }
-        });
-        (dq, dk, dv)
-    }
-
-    /// Gradients of one block of query rows.
-    ///
-    /// # Safety
-    /// The rows of `segment` for this head (dq) and key head (dk, dv) belong to the calling task.
-    unsafe fn block(
-        &self,
-        (dq, dk, dv): (Out, Out, Out),
-        segment: (usize, usize),
-        (head, kv): (usize, usize),
-        at: usize,
-        (p, dp): (&mut Vec<f32>, &mut Vec<f32>),
-    ) {
-        let width = self.heads.width;
-        let (rows_total, row) = (self.op.segments.total(), segment.0 + at);
-        let block = self.op.block(&self.q, self.heads, head, segment, at);
-        let part = self.op.part(&self.k, &self.v, self.heads, head, segment);
-        let keys = block.probabilities(part, &self.lse[head * rows_total + row..], p);
-        dp.clear();
-        dp.resize(block.rows * keys, 0.0);
-        let q_at = row * dq.stride + head * width;
-        let kv_at = segment.0 * dk.stride + kv * width;
-        let grad = (self.grad[q_at..].as_ptr(), dq.stride, 1);
-        // SAFETY: `q_at` and `kv_at` are the first elements of rows that belong to this task (see the caller),
-        // and the scratch buffers are (rows, keys).
-        unsafe {
-            let (m, n) = (block.rows, keys);
-            let p_transposed = (p.as_ptr(), 1, keys);
-            product((n, width, m), (dv.data.add(kv_at), dv.stride, 1), true, p_transposed, grad, 1.0);
-            let values = (part.values.data.as_ptr(), 1, part.values.stride);
-            product((m, n, width), (dp.as_mut_ptr(), keys, 1), false, grad, values, 1.0);
-            for i in 0..m {
-                let delta = self.delta[(row + i) * self.heads.q + head];
-                for (dp, p) in dp[i * keys..(i + 1) * keys].iter_mut().zip(&p[i * keys..]) {
-                    *dp = p * (*dp - delta) * block.scale;
-                }
-            }
-            let keys_at = (part.keys.data.as_ptr(), part.keys.stride, 1);
-            product(
-                (m, width, n),
-                (dq.data.add(q_at), dq.stride, 1),
-                true,
-                (dp.as_ptr(), keys, 1),
-                keys_at,
-                1.0,
-            );
-            let queries = (block.queries.data.as_ptr(), block.queries.stride, 1);
-            let ds_transposed = (dp.as_ptr(), 1, keys);
-            product((n, width, m), (dk.data.add(kv_at), dk.stride, 1), true, ds_transposed, queries, 1.0);
-        }
-    }
+/// Gradients of q, k and v, given those, the output and its gradient.
+pub(crate) fn gradients(
+    kernel: &Kernel,
+    [q, k, v, out, grad]: [&Tensor; 5],
+    lse: &[f32],
+) -> Result<[Tensor; 3]> {
+    let heads = Heads::of(q.shape(), k.shape())?;
+    let [dq, dk, dv] =
+        with_slices("attention", [q, k, v, out, grad], |values| Ok(kernel.backward(values, lse, heads)))?;
+    let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
+    Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?])
 }

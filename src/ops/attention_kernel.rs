@@ -57,7 +57,7 @@ impl Out {
     }
 }
 
-// SAFETY: each task writes rows of its own, as the callers in `attention.rs` lay out.
+// SAFETY: each task writes rows of its own, as the callers lay out.
 unsafe impl Send for Out {}
 // SAFETY: as above.
 unsafe impl Sync for Out {}
@@ -180,8 +180,8 @@ impl Block<'_> {
     }
 
     /// Probabilities of the block, recomputed from the saved log-sum-exp; returns the number of keys.
-    pub fn probabilities(&self, part: Part<'_>, lse: &[f32], probabilities: &mut Vec<f32>) -> usize {
-        let keys = self.scores(&[part], probabilities);
+    pub fn probabilities(&self, parts: &[Part<'_>], lse: &[f32], probabilities: &mut Vec<f32>) -> usize {
+        let keys = self.scores(parts, probabilities);
         simd::dispatch(|| {
             for (i, row) in probabilities.chunks_exact_mut(keys).enumerate() {
                 let (seen, hidden) = row.split_at_mut(self.limit(i));

@@ -7,7 +7,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use gemm::{Parallelism, gemm};
 
-use super::{f32_slice, fused, with_slices};
+use super::{column_sums, f32_slice, fused, with_slices};
 
 /// `x` (M, K), `weight` (N, K), `bias` (N,) -> (M, N).
 ///
@@ -74,7 +74,7 @@ pub fn linear_onto(base: &Tensor, x: &Tensor, weight: &Tensor, scale: f64) -> Re
     if !fused(x) {
         return base + (linear_no_bias(x, weight)? * scale)?;
     }
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &base.contiguous()?, LinearOnto { scale: scale as f32 })
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &base.contiguous()?, LinearOnto { scale })
 }
 
 /// The composed twin of [`linear_onto`].
@@ -150,23 +150,64 @@ fn forward(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, x: &[f32
     product(y, (m, n, k), keep, (x, (k, 1)), (w, (1, k)), scale);
 }
 
-/// Gradients of `scale * x w^T` where they are wanted: `dx = scale * g w`, `dw = scale * g^T x`.
-fn gradients(x: &Tensor, w: &Tensor, grad: &Tensor, scale: f32) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    let ((m, k), (n, _)) = (x.dims2()?, w.dims2()?);
-    let grad = grad.contiguous()?;
-    with_slices("linear", [x, w, &grad], |[xs, ws, gs]| {
-        let dx = x.track_op().then(|| {
-            let mut dx = vec![0f32; m * k];
-            product(&mut dx, (m, k, n), false, (gs, (n, 1)), (ws, (k, 1)), scale);
-            Tensor::from_vec(dx, (m, k), &Device::Cpu)
-        });
-        let dw = w.track_op().then(|| {
-            let mut dw = vec![0f32; n * k];
-            product(&mut dw, (n, k, m), false, (gs, (1, n)), (xs, (k, 1)), scale);
-            Tensor::from_vec(dw, (n, k), &Device::Cpu)
-        });
-        Ok((dx.transpose()?, dw.transpose()?))
+/// A sum of products `scale * g w`, with `g` (M, N) and `w` (N, K): what reaches the input (M, K) of several maps.
+pub(crate) struct InputGrad {
+    values: Vec<f32>,
+    started: bool,
+    shape: (usize, usize),
+}
+
+impl InputGrad {
+    pub(crate) fn new(rows: usize, width: usize) -> Self {
+        Self { values: vec![0f32; rows * width], started: false, shape: (rows, width) }
+    }
+
+    pub(crate) fn add(&mut self, grad: &Tensor, weight: &Tensor, scale: f64) -> Result<()> {
+        let ((m, k), (n, _)) = (self.shape, weight.dims2()?);
+        with_slices("linear", [grad, weight], |[g, w]| {
+            product(&mut self.values, (m, k, n), self.started, (g, (n, 1)), (w, (k, 1)), scale as f32);
+            Ok(())
+        })?;
+        self.started = true;
+        Ok(())
+    }
+
+    pub(crate) fn tensor(self) -> Result<Tensor> {
+        Tensor::from_vec(self.values, self.shape, &Device::Cpu)
+    }
+}
+
+/// `scale * g^T x` (N, K) for `g` (M, N) and `x` (M, K), added to `into` or in its place.
+pub(crate) fn weight_grad(x: &Tensor, grad: &Tensor, scale: f64, into: &mut [f32], keep: bool) -> Result<()> {
+    let ((m, k), (_, n)) = (x.dims2()?, grad.dims2()?);
+    with_slices("linear", [x, grad], |[x, g]| {
+        product(into, (n, k, m), keep, (g, (1, n)), (x, (k, 1)), scale as f32);
+        Ok(())
     })
+}
+
+/// The sums of the columns of `g` (M, N), added to `into` or in its place.
+pub(crate) fn bias_grad(grad: &Tensor, into: &mut [f32], keep: bool) -> Result<()> {
+    with_slices("linear", [grad], |[g]| {
+        column_sums(g, into, keep);
+        Ok(())
+    })
+}
+
+/// Gradients of `scale * x w^T` where they are wanted.
+fn gradients(x: &Tensor, w: &Tensor, grad: &Tensor, scale: f64) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let ((m, k), (n, _)) = (x.dims2()?, w.dims2()?);
+    let dx = x.track_op().then(|| {
+        let mut dx = InputGrad::new(m, k);
+        dx.add(grad, w, scale)?;
+        dx.tensor()
+    });
+    let dw = w.track_op().then(|| {
+        let mut dw = vec![0f32; n * k];
+        weight_grad(x, grad, scale, &mut dw, false)?;
+        Tensor::from_vec(dw, (n, k), &Device::Cpu)
+    });
+    Ok((dx.transpose()?, dw.transpose()?))
 }
 
 struct Linear;
@@ -202,9 +243,14 @@ impl CustomOp3 for Linear {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw) = gradients(x, w, grad, 1.0)?;
-        let db = if b.track_op() { Some(grad.sum(0)?) } else { None };
-        Ok((dx, dw, db))
+        let grad = grad.contiguous()?;
+        let (dx, dw) = gradients(x, w, &grad, 1.0)?;
+        let db = b.track_op().then(|| {
+            let mut db = vec![0f32; b.elem_count()];
+            bias_grad(&grad, &mut db, false)?;
+            Tensor::from_vec(db, b.shape(), &Device::Cpu)
+        });
+        Ok((dx, dw, db.transpose()?))
     }
 }
 
@@ -236,12 +282,12 @@ impl CustomOp2 for LinearNoBias {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        gradients(x, w, grad, 1.0)
+        gradients(x, w, &grad.contiguous()?, 1.0)
     }
 }
 
 struct LinearOnto {
-    scale: f32,
+    scale: f64,
 }
 
 impl CustomOp3 for LinearOnto {
@@ -261,7 +307,7 @@ impl CustomOp3 for LinearOnto {
         let (x, w) = (f32_slice("linear", x, lx)?, f32_slice("linear", w, lw)?);
         let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
         let mut y = f32_slice("linear", base, lb)?.to_vec();
-        forward(&mut y, (m, n, k), true, x, w, self.scale);
+        forward(&mut y, (m, n, k), true, x, w, self.scale as f32);
         Ok((CpuStorage::F32(y), Shape::from((m, n))))
     }
 
@@ -273,7 +319,7 @@ impl CustomOp3 for LinearOnto {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw) = gradients(x, w, grad, self.scale)?;
+        let (dx, dw) = gradients(x, w, &grad.contiguous()?, self.scale)?;
         Ok((dx, dw, base.track_op().then(|| grad.clone())))
     }
 }

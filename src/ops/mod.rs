@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod attention_cached;
 mod attention_kernel;
+pub(crate) mod attention_packed;
 pub mod linear;
 pub mod log_prob;
 mod log_prob_kernel;
@@ -12,6 +13,8 @@ pub mod pointwise;
 pub mod rope;
 pub(crate) mod simd;
 pub mod vjp;
+
+use std::ops::Range;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
@@ -31,7 +34,7 @@ pub(crate) fn f32_slice<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) 
 }
 
 /// `f` on the values of contiguous f32 tensors on the CPU.
-fn with_slices<const N: usize, R>(
+pub(crate) fn with_slices<const N: usize, R>(
     op: &str,
     tensors: [&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> Result<R>,
@@ -50,13 +53,62 @@ fn with_slices<const N: usize, R>(
 /// `f(first, rows_out)` on blocks of whole rows of a new buffer of `len` values, in parallel; `first` is the index of
 /// the block's first value.
 fn par_rows(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut ys = vec![0f32; len];
+    let [ys] = par_rows_of(len, width, |first, [ys]: [&mut [f32]; 1]| f(first, ys));
+    ys
+}
+
+/// As [`par_rows`] with several buffers of `len` values.
+fn par_rows_of<const N: usize>(
+    len: usize,
+    width: usize,
+    f: impl Fn(usize, [&mut [f32]; N]) + Sync,
+) -> [Vec<f32>; N] {
+    let mut ys: [Vec<f32>; N] = std::array::from_fn(|_| vec![0f32; len]);
     let rows = (len / width.max(1)).div_ceil(4 * rayon::current_num_threads()).max(1);
     let block = (rows * width).max(1);
     if len <= block.max(1 << 14) {
-        f(0, &mut ys);
-    } else {
-        ys.par_chunks_mut(block).enumerate().for_each(|(i, ys)| f(i * block, ys));
+        f(0, ys.each_mut().map(Vec::as_mut_slice));
+        return ys;
     }
+    let mut rest = ys.each_mut().map(Vec::as_mut_slice);
+    let mut blocks = Vec::with_capacity(len.div_ceil(block));
+    for first in (0..len).step_by(block) {
+        let cut = rest.map(|ys| ys.split_at_mut(block.min(len - first)));
+        let mut parts = cut.map(|(head, tail)| (head, Some(tail)));
+        rest = parts.each_mut().map(|(_, tail)| tail.take().unwrap_or_default());
+        blocks.push((first, parts.map(|(head, _)| head)));
+    }
+    blocks.into_par_iter().for_each(|(first, parts)| f(first, parts));
     ys
+}
+
+/// Sums over rows into `into`, which is kept (added to) or replaced: `f(rows, partial)` adds the rows of a range to the
+/// partial sums. The ranges do not depend on the number of threads, so neither do the sums.
+fn sum_rows(rows: usize, into: &mut [f32], keep: bool, f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+    const RANGE: usize = 256;
+    let (width, firsts) = (into.len(), (0..rows).step_by(RANGE).collect::<Vec<_>>());
+    let partial = |first: usize| {
+        let mut partial = vec![0f32; width];
+        f(first..(first + RANGE).min(rows), &mut partial);
+        partial
+    };
+    let partials: Vec<Vec<f32>> = firsts.into_par_iter().map(partial).collect();
+    if !keep {
+        into.fill(0.0);
+    }
+    for partial in partials {
+        into.iter_mut().zip(partial).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+/// Sums of the columns of rows of `into.len()` values.
+fn column_sums(xs: &[f32], into: &mut [f32], keep: bool) {
+    let width = into.len().max(1);
+    sum_rows(xs.len() / width, into, keep, |rows, sums| {
+        simd::dispatch(|| {
+            for row in xs[rows.start * width..rows.end * width].chunks_exact(width) {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+        })
+    });
 }

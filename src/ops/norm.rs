@@ -1,8 +1,8 @@
 //! Layer normalisation and RMS normalisation over the last axis.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 
-use super::{f32_slice, fused, par_rows, simd};
+use super::{column_sums, f32_slice, fused, par_rows, simd, sum_rows, with_slices};
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis; half types are normalised in f32 and rounded before the
 /// product with the weight, as Qwen's reference does.
@@ -65,19 +65,91 @@ fn check(op: &str, xs: &Tensor, weight: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Gradient of the normalised rows, given that of their scaled form: both norms share it.
-fn input_grad(normal: &Tensor, grad: &Tensor, scale: &Tensor, centre: Option<&Tensor>) -> Result<Tensor> {
-    let along = (normal * grad)?.mean_keepdim(D::Minus1)?;
-    let grad = (grad - normal.broadcast_mul(&along)?)?;
-    let grad = match centre {
-        Some(mean) => grad.broadcast_sub(mean)?,
-        None => grad,
-    };
-    grad.broadcast_div(scale)
+/// Statistics of a row: mean (0 for the RMS norm) and the factor that brings it to unit scale.
+#[derive(Clone, Copy)]
+struct Moments {
+    eps: f32,
+    centred: bool,
 }
 
-fn over_rows(xs: &Tensor) -> Result<Tensor> {
-    xs.reshape(((), xs.dim(D::Minus1)?))?.sum(0)
+impl Moments {
+    #[inline(always)]
+    fn of(self, x: &[f32]) -> (f32, f32) {
+        let d = x.len() as f32;
+        let mean = if self.centred { simd::sum_by(x, |x| x) / d } else { 0.0 };
+        (mean, 1.0 / (simd::sum_by(x, |x| (x - mean) * (x - mean)) / d + self.eps).sqrt())
+    }
+
+    /// Gradient of the rows `x`, plus `onto`, for the gradient `g` of their scaled form.
+    fn input_grad(self, x: &[f32], w: &[f32], g: &[f32], onto: Option<&[f32]>) -> Vec<f32> {
+        let d = w.len();
+        par_rows(x.len(), d, |first, ys| {
+            simd::dispatch(|| {
+                let rows = x[first..].chunks_exact(d).zip(g[first..].chunks_exact(d));
+                for (i, (y, (x, g))) in ys.chunks_exact_mut(d).zip(rows).enumerate() {
+                    let (mean, scale) = self.of(x);
+                    for ((y, g), w) in y.iter_mut().zip(g).zip(w) {
+                        *y = g * w;
+                    }
+                    let along = simd::sum_pairs(y, x, |y, x| y * (x - mean)) * scale * scale / d as f32;
+                    let shift = if self.centred { simd::sum_by(y, |y| y) / d as f32 } else { 0.0 };
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = scale * (*y - shift - (x - mean) * along);
+                    }
+                    if let Some(onto) = onto {
+                        let onto = &onto[first + i * d..first + (i + 1) * d];
+                        y.iter_mut().zip(onto).for_each(|(y, onto)| *y += onto);
+                    }
+                }
+            })
+        })
+    }
+
+    /// Gradient of the weight.
+    fn weight_grad(self, x: &[f32], g: &[f32], into: &mut [f32], keep: bool) {
+        let d = into.len();
+        sum_rows(x.len() / d.max(1), into, keep, |rows, sums| {
+            simd::dispatch(|| {
+                let values = rows.start * d..rows.end * d;
+                for (x, g) in x[values.clone()].chunks_exact(d).zip(g[values].chunks_exact(d)) {
+                    let (mean, scale) = self.of(x);
+                    for ((sum, x), g) in sums.iter_mut().zip(x).zip(g) {
+                        *sum += g * (x - mean) * scale;
+                    }
+                }
+            })
+        });
+    }
+}
+
+/// `onto +` the gradient of `xs` (.., D) for the gradient of `rms_norm(xs, weight, eps)`; f32 on the CPU.
+pub(crate) fn rms_norm_input_grad(
+    xs: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    grad: &Tensor,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
+    let moments = Moments { eps: eps as f32, centred: false };
+    let dx = with_slices("rms-norm", [xs, weight, grad, onto.unwrap_or(grad)], |[xs, w, g, base]| {
+        Ok(moments.input_grad(xs, w, g, onto.map(|_| base)))
+    })?;
+    Tensor::from_vec(dx, xs.shape(), &Device::Cpu)
+}
+
+/// Gradient of the weight, added to `into` or in its place.
+pub(crate) fn rms_norm_weight_grad(
+    xs: &Tensor,
+    eps: f64,
+    grad: &Tensor,
+    into: &mut [f32],
+    keep: bool,
+) -> Result<()> {
+    let moments = Moments { eps: eps as f32, centred: false };
+    with_slices("rms-norm", [xs, grad], |[xs, g]| {
+        moments.weight_grad(xs, g, into, keep);
+        Ok(())
+    })
 }
 
 struct RmsNorm {
@@ -97,11 +169,11 @@ impl CustomOp2 for RmsNorm {
         lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (xs, w) = (f32_slice("rms-norm", x, lx)?, f32_slice("rms-norm", w, lw)?);
-        let (d, eps) = (w.len(), self.eps as f32);
+        let (d, moments) = (w.len(), Moments { eps: self.eps as f32, centred: false });
         let ys = par_rows(xs.len(), d, |first, ys| {
             simd::dispatch(|| {
                 for (y, x) in ys.chunks_exact_mut(d).zip(xs[first..].chunks_exact(d)) {
-                    let scale = 1.0 / (simd::sum_by(x, |x| x * x) / d as f32 + eps).sqrt();
+                    let (_, scale) = moments.of(x);
                     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
                         *y = x * scale * w;
                     }
@@ -118,11 +190,15 @@ impl CustomOp2 for RmsNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let scale = (xs.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
-        let normal = xs.broadcast_div(&scale)?;
-        let dx = input_grad(&normal, &grad.broadcast_mul(w)?, &scale, None)?;
-        let dw = if w.track_op() { Some(over_rows(&(grad * normal)?)?) } else { None };
-        Ok((Some(dx), dw))
+        let grad = grad.contiguous()?;
+        let onto = None;
+        let dx = xs.track_op().then(|| rms_norm_input_grad(xs, w, self.eps, &grad, onto)).transpose()?;
+        let dw = w.track_op().then(|| {
+            let mut dw = vec![0f32; w.elem_count()];
+            rms_norm_weight_grad(xs, self.eps, &grad, &mut dw, false)?;
+            Tensor::from_vec(dw, w.shape(), &Device::Cpu)
+        });
+        Ok((dx, dw.transpose()?))
     }
 }
 
@@ -146,12 +222,11 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let op = "layer-norm";
         let (xs, w, b) = (f32_slice(op, x, lx)?, f32_slice(op, w, lw)?, f32_slice(op, b, lb)?);
-        let (d, eps) = (w.len(), self.eps as f32);
+        let (d, moments) = (w.len(), Moments { eps: self.eps as f32, centred: true });
         let ys = par_rows(xs.len(), d, |first, ys| {
             simd::dispatch(|| {
                 for (y, x) in ys.chunks_exact_mut(d).zip(xs[first..].chunks_exact(d)) {
-                    let mean = simd::sum_by(x, |x| x) / d as f32;
-                    let scale = 1.0 / (simd::sum_by(x, |x| (x - mean) * (x - mean)) / d as f32 + eps).sqrt();
+                    let (mean, scale) = moments.of(x);
                     for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
                         *y = (x - mean) * scale * w + b;
                     }
@@ -169,13 +244,23 @@ impl CustomOp3 for LayerNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
-        let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
-        let normal = centred.broadcast_div(&scale)?;
-        let scaled = grad.broadcast_mul(w)?;
-        let dx = input_grad(&normal, &scaled, &scale, Some(&scaled.mean_keepdim(D::Minus1)?))?;
-        let dw = if w.track_op() { Some(over_rows(&(grad * &normal)?)?) } else { None };
-        let db = if b.track_op() { Some(over_rows(grad)?) } else { None };
-        Ok((Some(dx), dw, db))
+        let grad = grad.contiguous()?;
+        let moments = Moments { eps: self.eps as f32, centred: true };
+        let device = Device::Cpu;
+        with_slices("layer-norm", [xs, w, &grad], |[x, weight, g]| {
+            let dx = || Tensor::from_vec(moments.input_grad(x, weight, g, None), xs.shape(), &device);
+            let sums = |f: &dyn Fn(&mut [f32])| {
+                let mut sums = vec![0f32; weight.len()];
+                f(&mut sums);
+                Tensor::from_vec(sums, weight.len(), &device)
+            };
+            let dw = || sums(&|into| moments.weight_grad(x, g, into, false));
+            let db = || sums(&|into| column_sums(g, into, false));
+            Ok((
+                xs.track_op().then(dx).transpose()?,
+                w.track_op().then(dw).transpose()?,
+                b.track_op().then(db).transpose()?,
+            ))
+        })
     }
 }

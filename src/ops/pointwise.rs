@@ -1,8 +1,8 @@
 //! Activations, fused and in parallel on the CPU.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
-use super::{f32_slice, fused, par_rows, simd};
+use super::{f32_slice, fused, par_rows, par_rows_of, simd, with_slices};
 
 /// Blocks of this many values go to a thread; the functions have no row structure.
 const WIDTH: usize = 1024;
@@ -57,6 +57,21 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if fused(a) { a.contiguous()?.apply_op2(&b.contiguous()?, Add) } else { a + b }
 }
 
+/// The values of `a + b`; f32 on the CPU.
+pub(crate) fn add_values(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
+    with_slices("add", [a, b], |[a, b]| Ok(sums(a, b)))
+}
+
+fn sums(a: &[f32], b: &[f32]) -> Vec<f32> {
+    par_rows(a.len(), WIDTH, |first, ys| {
+        simd::dispatch(|| {
+            for ((y, a), b) in ys.iter_mut().zip(&a[first..]).zip(&b[first..]) {
+                *y = a + b;
+            }
+        })
+    })
+}
+
 struct QuickGelu;
 
 impl CustomOp1 for QuickGelu {
@@ -77,9 +92,18 @@ impl CustomOp1 for QuickGelu {
     }
 
     fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let s = candle_nn::ops::sigmoid(&(xs * 1.702)?)?;
-        let slope = (&s + ((xs * 1.702)? * (&s * (1.0 - &s)?)?)?)?;
-        Ok(Some((grad * slope)?))
+        let grad = grad.contiguous()?;
+        let dx = with_slices("quick-gelu", [xs, &grad], |[xs, grad]| {
+            Ok(par_rows(xs.len(), WIDTH, |first, ys| {
+                simd::dispatch(|| {
+                    for ((y, x), g) in ys.iter_mut().zip(&xs[first..]).zip(&grad[first..]) {
+                        let s = simd::sigmoid(1.702 * x);
+                        *y = g * (s + 1.702 * x * s * (1.0 - s));
+                    }
+                })
+            }))
+        })?;
+        Tensor::from_vec(dx, xs.shape(), &Device::Cpu).map(Some)
     }
 }
 
@@ -115,11 +139,30 @@ impl CustomOp2 for SwiGlu {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let s = candle_nn::ops::sigmoid(gate)?;
-        let silu = (gate * &s)?;
-        let slope = (&s + (&silu * (1.0 - &s)?)?)?;
-        Ok((Some(((grad * up)? * slope)?), Some((grad * silu)?)))
+        let [_, dg, du] = swiglu_gradients(gate, up, &grad.contiguous()?)?;
+        Ok((gate.track_op().then_some(dg), up.track_op().then_some(du)))
     }
+}
+
+/// The output again, and the gradients of `gate` and `up`; f32 on the CPU.
+pub(crate) fn swiglu_gradients(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+    let made = with_slices("swiglu", [gate, up, grad], |[gate, up, grad]| {
+        Ok(par_rows_of(gate.len(), WIDTH, |first, [ys, dg, du]: [&mut [f32]; 3]| {
+            simd::dispatch(|| {
+                let from = gate[first..].iter().zip(&up[first..]).zip(&grad[first..]);
+                let to = ys.iter_mut().zip(dg.iter_mut()).zip(du.iter_mut());
+                for (((y, dg), du), ((g, u), grad)) in to.zip(from) {
+                    let s = simd::sigmoid(*g);
+                    let silu = g * s;
+                    *y = silu * u;
+                    *dg = grad * u * (s + silu * (1.0 - s));
+                    *du = grad * silu;
+                }
+            })
+        }))
+    })?;
+    let [y, dg, du] = made.map(|values| Tensor::from_vec(values, gate.shape(), &Device::Cpu));
+    Ok([y?, dg?, du?])
 }
 
 struct Add;
@@ -136,14 +179,7 @@ impl CustomOp2 for Add {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (a, b) = (f32_slice("add", a, la)?, f32_slice("add", b, lb)?);
-        let ys = par_rows(a.len(), WIDTH, |first, ys| {
-            simd::dispatch(|| {
-                for ((y, a), b) in ys.iter_mut().zip(&a[first..]).zip(&b[first..]) {
-                    *y = a + b;
-                }
-            })
-        });
+        let ys = sums(f32_slice("add", a, la)?, f32_slice("add", b, lb)?);
         Ok((CpuStorage::F32(ys), la.shape().clone()))
     }
 

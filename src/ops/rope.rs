@@ -1,8 +1,8 @@
 //! Rotary position embedding in the "rotate half" form: `x * cos + rotate_half(x) * sin`.
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
 
-use super::{f32_slice, fused, par_rows};
+use super::{f32_slice, fused, par_rows, simd, with_slices};
 
 /// Rotates `xs` (L, H, D) by the angles of each row: `cos` and `sin` (L, D / 2), of the dtype of `xs`.
 ///
@@ -58,19 +58,7 @@ impl CustomOp3 for Rope {
         let (xs, cos, sin) =
             (f32_slice("rope", x, lx)?, f32_slice("rope", cos, lc)?, f32_slice("rope", sin, ls)?);
         let (_, heads, d) = lx.shape().dims3()?;
-        let (half, row) = (d / 2, heads * d);
-        let ys = par_rows(xs.len(), row, |first, ys| {
-            for (i, (y, x)) in ys.chunks_exact_mut(d).zip(xs[first..].chunks_exact(d)).enumerate() {
-                let at = (first / row + i / heads) * half;
-                let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-                let ((a, b), (left, right)) = (x.split_at(half), y.split_at_mut(half));
-                for j in 0..half {
-                    left[j] = a[j] * cos[j] - b[j] * sin[j];
-                    right[j] = b[j] * cos[j] + a[j] * sin[j];
-                }
-            }
-        });
-        Ok((CpuStorage::F32(ys), lx.shape().clone()))
+        Ok((CpuStorage::F32(rotated(xs, (heads, d), cos, sin, 1.0)), lx.shape().clone()))
     }
 
     fn bwd(
@@ -84,6 +72,35 @@ impl CustomOp3 for Rope {
         if cos.track_op() || sin.track_op() {
             candle_core::bail!("rope: the angles are not differentiable")
         }
-        Ok((Some(rope(grad, cos, &sin.neg()?)?), None, None))
+        Ok((Some(rope_back(&grad.contiguous()?, cos, sin)?), None, None))
     }
+}
+
+/// The gradient of the input for that of the output: the rotation backwards; f32 on the CPU.
+pub(crate) fn rope_back(grad: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (_, heads, d) = grad.dims3()?;
+    let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
+    let dx = with_slices("rope", [grad, &cos, &sin], |[grad, cos, sin]| {
+        Ok(rotated(grad, (heads, d), cos, sin, -1.0))
+    })?;
+    Tensor::from_vec(dx, grad.shape(), &Device::Cpu)
+}
+
+/// `direction` 1 turns forwards, -1 backwards.
+fn rotated(xs: &[f32], (heads, d): (usize, usize), cos: &[f32], sin: &[f32], direction: f32) -> Vec<f32> {
+    let (half, row) = (d / 2, heads * d);
+    par_rows(xs.len(), row, |first, ys| {
+        simd::dispatch(|| {
+            for (i, (y, x)) in ys.chunks_exact_mut(d).zip(xs[first..].chunks_exact(d)).enumerate() {
+                let at = (first / row + i / heads) * half;
+                let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+                let ((a, b), (left, right)) = (x.split_at(half), y.split_at_mut(half));
+                for j in 0..half {
+                    let sin = direction * sin[j];
+                    left[j] = a[j] * cos[j] - b[j] * sin;
+                    right[j] = b[j] * cos[j] + a[j] * sin;
+                }
+            }
+        })
+    })
 }

@@ -85,3 +85,16 @@ pub(crate) fn sum_by(xs: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     }
     lanes.iter().sum::<f32>() + rest.iter().map(|x| f(*x)).sum::<f32>()
 }
+
+/// Sum of `f` over pairs, in a fixed order.
+#[inline(always)]
+pub(crate) fn sum_pairs(xs: &[f32], ys: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let ((xs, x_rest), (ys, y_rest)) = (xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+    for (x, y) in xs.iter().zip(ys) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f(*x, *y);
+        }
+    }
+    lanes.iter().sum::<f32>() + x_rest.iter().zip(y_rest).map(|(x, y)| f(*x, *y)).sum::<f32>()
+}

@@ -8,10 +8,9 @@ use candle_nn::VarBuilder;
 
 use super::config::TextConfig;
 use crate::nn::kv_cache::KvCache;
-use crate::nn::{Linear, RmsNorm, add, swiglu};
-use crate::ops::attention::{Mask, Segments, attention};
+use crate::nn::{Block, Linear, RmsNorm};
+use crate::ops::attention::{Mask, Segments};
 use crate::ops::attention_cached::attention_cached;
-use crate::ops::rope::rope;
 use crate::ops::vjp::{leaves, vjp};
 
 /// What the tokens of a forward pass may attend to.
@@ -27,149 +26,33 @@ pub enum Context<'a> {
     },
 }
 
-#[derive(Clone)]
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-}
-
-impl Attention {
-    fn new(cfg: &TextConfig, vb: VarBuilder) -> Result<Self> {
-        let (d, head_dim) = (cfg.hidden_size, cfg.head_dim());
-        let (q, kv) = (cfg.num_attention_heads * head_dim, cfg.num_key_value_heads * head_dim);
-        Ok(Self {
-            q_proj: Linear::load(d, q, vb.pp("q_proj"))?,
-            k_proj: Linear::load(d, kv, vb.pp("k_proj"))?,
-            v_proj: Linear::load(d, kv, vb.pp("v_proj"))?,
-            o_proj: Linear::load_no_bias(q, d, vb.pp("o_proj"))?,
-            heads: cfg.num_attention_heads,
-            kv_heads: cfg.num_key_value_heads,
-            head_dim,
-        })
-    }
-
-    fn forward(
-        &self,
-        xs: &Tensor,
-        (cos, sin): (&Tensor, &Tensor),
-        layer: usize,
-        context: &mut Context,
-    ) -> Result<Tensor> {
-        let (l, _) = xs.dims2()?;
-        let heads = |xs: Tensor, heads: usize| xs.reshape((l, heads, self.head_dim));
-        let q = rope(&heads(self.q_proj.forward(xs)?, self.heads)?, cos, sin)?;
-        let k = rope(&heads(self.k_proj.forward(xs)?, self.kv_heads)?, cos, sin)?;
-        let v = heads(self.v_proj.forward(xs)?, self.kv_heads)?;
-        let scale = (self.head_dim as f64).powf(-0.5);
-        let out = match context {
-            Context::Packed(segments) => attention(&q, &k, &v, segments, Mask::Causal, scale)?,
-            Context::Cached { cache, rows } => {
-                attention_cached(&q, &cache.append(layer, &k, &v, rows)?, scale)?
-            }
-        };
-        self.o_proj.forward(&out.reshape((l, self.heads * self.head_dim))?)
-    }
-
-    fn detached(&self) -> Self {
-        Self {
-            q_proj: self.q_proj.detached(),
-            k_proj: self.k_proj.detached(),
-            v_proj: self.v_proj.detached(),
-            o_proj: self.o_proj.detached(),
-            ..*self
-        }
-    }
-}
-
-#[derive(Clone)]
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-}
-
-impl Mlp {
-    fn new(cfg: &TextConfig, vb: VarBuilder) -> Result<Self> {
-        let (d, inner) = (cfg.hidden_size, cfg.intermediate_size);
-        Ok(Self {
-            gate_proj: Linear::load_no_bias(d, inner, vb.pp("gate_proj"))?,
-            up_proj: Linear::load_no_bias(d, inner, vb.pp("up_proj"))?,
-            down_proj: Linear::load_no_bias(inner, d, vb.pp("down_proj"))?,
-        })
-    }
-
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.down_proj.forward(&swiglu(&self.gate_proj.forward(xs)?, &self.up_proj.forward(xs)?)?)
-    }
-
-    fn detached(&self) -> Self {
-        Self {
-            gate_proj: self.gate_proj.detached(),
-            up_proj: self.up_proj.detached(),
-            down_proj: self.down_proj.detached(),
-        }
-    }
-}
-
-#[derive(Clone)]
-struct Layer {
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
-
-impl Layer {
-    fn new(cfg: &TextConfig, vb: VarBuilder) -> Result<Self> {
-        let norm = |name: &str| RmsNorm::load(cfg.hidden_size, cfg.rms_norm_eps, vb.pp(name));
-        Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::new(cfg, vb.pp("self_attn"))?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: Mlp::new(cfg, vb.pp("mlp"))?,
-        })
-    }
-
-    fn forward(
-        &self,
-        xs: &Tensor,
-        angles: (&Tensor, &Tensor),
-        index: usize,
-        context: &mut Context,
-    ) -> Result<Tensor> {
-        let ys = self.self_attn.forward(&self.input_layernorm.forward(xs)?, angles, index, context)?;
-        let xs = add(xs, &ys)?;
-        add(&xs, &self.mlp.forward(&self.post_attention_layernorm.forward(&xs)?)?)
-    }
-
-    fn detached(&self) -> Self {
-        Self {
-            input_layernorm: self.input_layernorm.detached(),
-            self_attn: self.self_attn.detached(),
-            post_attention_layernorm: self.post_attention_layernorm.detached(),
-            mlp: self.mlp.detached(),
-        }
-    }
-
-    fn learns(&self) -> bool {
-        let (attn, mlp) = (&self.self_attn, &self.mlp);
-        let linears = [&attn.q_proj, &attn.k_proj, &attn.v_proj, &attn.o_proj];
-        linears.into_iter().chain([&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj]).any(Linear::learns)
-            || self.input_layernorm.learns()
-            || self.post_attention_layernorm.learns()
-    }
+/// A decoder layer below `vb`.
+fn layer(cfg: &TextConfig, vb: VarBuilder) -> Result<Block> {
+    let (d, inner, width) = (cfg.hidden_size, cfg.intermediate_size, cfg.head_dim());
+    let (q, kv) = (cfg.num_attention_heads * width, cfg.num_key_value_heads * width);
+    let norm = |name: &str| RmsNorm::load(d, cfg.rms_norm_eps, vb.pp(name));
+    let (attn, mlp) = (vb.pp("self_attn"), vb.pp("mlp"));
+    Ok(Block {
+        norm1: norm("input_layernorm")?,
+        q: Linear::load(d, q, attn.pp("q_proj"))?,
+        k: Linear::load(d, kv, attn.pp("k_proj"))?,
+        v: Linear::load(d, kv, attn.pp("v_proj"))?,
+        o: Linear::load_no_bias(q, d, attn.pp("o_proj"))?,
+        norm2: norm("post_attention_layernorm")?,
+        gate: Linear::load_no_bias(d, inner, mlp.pp("gate_proj"))?,
+        up: Linear::load_no_bias(d, inner, mlp.pp("up_proj"))?,
+        down: Linear::load_no_bias(inner, d, mlp.pp("down_proj"))?,
+        heads: cfg.num_attention_heads,
+        kv_heads: cfg.num_key_value_heads,
+        width,
+    })
 }
 
 /// Embeddings, layers, final norm and output head.
 #[derive(Clone)]
 pub struct TextModel {
     embed_tokens: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<Block>,
     norm: RmsNorm,
     lm_head: Linear,
     config: TextConfig,
@@ -190,9 +73,7 @@ impl TextModel {
         let layers = model.pp("layers");
         Ok(Self {
             embed_tokens,
-            layers: (0..cfg.num_hidden_layers)
-                .map(|i| Layer::new(cfg, layers.pp(i)))
-                .collect::<Result<_>>()?,
+            layers: (0..cfg.num_hidden_layers).map(|i| layer(cfg, layers.pp(i))).collect::<Result<_>>()?,
             norm: RmsNorm::load(cfg.hidden_size, cfg.rms_norm_eps, model.pp("norm"))?,
             lm_head: Linear::new(lm_head, None),
             config: cfg.clone(),
@@ -220,7 +101,12 @@ impl TextModel {
         let (cos, sin) = self.angles(embeds, positions)?;
         let mut xs = embeds.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            xs = layer.forward(&xs, (&cos, &sin), i, &mut context)?;
+            xs = match &mut context {
+                Context::Packed(segments) => layer.forward(&xs, (&cos, &sin), segments, Mask::Causal)?,
+                Context::Cached { cache, rows } => layer.forward_with(&xs, (&cos, &sin), |q, k, v| {
+                    attention_cached(q, &cache.append(i, k, v, rows)?, layer.scale())
+                })?,
+            };
         }
         self.norm.forward(&xs)
     }
@@ -240,9 +126,9 @@ impl TextModel {
     ) -> Result<(Tensor, GradStore)> {
         let (cos, sin) = self.angles(embeds, positions)?;
         let run =
-            |layer: &Layer, xs: &Tensor| layer.forward(xs, (&cos, &sin), 0, &mut Context::Packed(segments));
+            |layer: &Block, xs: &Tensor| layer.forward(xs, (&cos, &sin), segments, Mask::Causal);
         // Below the first layer that learns nothing needs a gradient, unless the embeddings do.
-        let first = if embeds.track_op() { Some(0) } else { self.layers.iter().position(Layer::learns) };
+        let first = if embeds.track_op() { Some(0) } else { self.layers.iter().position(Block::learns) };
         let first = first.unwrap_or(self.layers.len());
         let mut inputs = vec![];
         let mut xs = embeds.detach();
@@ -275,7 +161,7 @@ impl TextModel {
     pub fn detached(&self) -> Self {
         Self {
             embed_tokens: self.embed_tokens.detach(),
-            layers: self.layers.iter().map(Layer::detached).collect(),
+            layers: self.layers.iter().map(Block::detached).collect(),
             norm: self.norm.detached(),
             lm_head: self.lm_head.detached(),
             config: self.config.clone(),

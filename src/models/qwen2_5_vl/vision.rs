@@ -7,127 +7,37 @@ use candle_nn::VarBuilder;
 
 use super::config::VisionConfig;
 use super::window::PatchOrder;
-use crate::nn::{Linear, RmsNorm, add, gelu_erf, swiglu};
-use crate::ops::attention::{Mask, Segments, attention};
-use crate::ops::rope::rope;
+use crate::nn::{Block, Linear, RmsNorm, gelu_erf};
+use crate::ops::attention::{Mask, Segments};
 
 /// The reference writes this value into the code, not into the config.
 const EPS: f64 = 1e-6;
 const ROPE_THETA: f32 = 10_000.0;
 
-#[derive(Clone)]
-struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    proj: Linear,
-    heads: usize,
-}
-
-impl Attention {
-    fn new(cfg: &VisionConfig, vb: VarBuilder) -> Result<Self> {
-        let d = cfg.hidden_size;
-        let qkv = vb.pp("qkv");
-        let (weight, bias) = (qkv.get((3 * d, d), "weight")?, qkv.get(3 * d, "bias")?);
-        // Three products over views of the fused weight: q, k and v come out contiguous, nothing is copied.
-        let third = |i: usize| -> Result<Linear> {
-            Ok(Linear::new(weight.narrow(0, i * d, d)?, Some(bias.narrow(0, i * d, d)?)))
-        };
-        Ok(Self {
-            q: third(0)?,
-            k: third(1)?,
-            v: third(2)?,
-            proj: Linear::load(d, d, vb.pp("proj"))?,
-            heads: cfg.num_heads,
-        })
-    }
-
-    /// `xs` (N, D), `cos` and `sin` (N, head_dim / 2) in f32 or f64.
-    fn forward(&self, xs: &Tensor, (cos, sin): (&Tensor, &Tensor), segments: &Segments) -> Result<Tensor> {
-        let (n, d) = xs.dims2()?;
-        let head_dim = d / self.heads;
-        let heads = |xs: Tensor| xs.reshape((n, self.heads, head_dim));
-        // The reference rotates in f32 whatever the model's dtype.
-        let rotate = |xs: Tensor| rope(&xs.to_dtype(cos.dtype())?, cos, sin)?.to_dtype(xs.dtype());
-        let q = rotate(heads(self.q.forward(xs)?)?)?;
-        let k = rotate(heads(self.k.forward(xs)?)?)?;
-        let v = heads(self.v.forward(xs)?)?;
-        let out = attention(&q, &k, &v, segments, Mask::Full, (head_dim as f64).powf(-0.5))?;
-        self.proj.forward(&out.reshape((n, d))?)
-    }
-
-    fn detached(&self) -> Self {
-        Self {
-            q: self.q.detached(),
-            k: self.k.detached(),
-            v: self.v.detached(),
-            proj: self.proj.detached(),
-            heads: self.heads,
-        }
-    }
-}
-
-#[derive(Clone)]
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-}
-
-impl Mlp {
-    fn new(cfg: &VisionConfig, vb: VarBuilder) -> Result<Self> {
-        let (d, inner) = (cfg.hidden_size, cfg.intermediate_size);
-        Ok(Self {
-            gate_proj: Linear::load(d, inner, vb.pp("gate_proj"))?,
-            up_proj: Linear::load(d, inner, vb.pp("up_proj"))?,
-            down_proj: Linear::load(inner, d, vb.pp("down_proj"))?,
-        })
-    }
-
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.down_proj.forward(&swiglu(&self.gate_proj.forward(xs)?, &self.up_proj.forward(xs)?)?)
-    }
-
-    fn detached(&self) -> Self {
-        Self {
-            gate_proj: self.gate_proj.detached(),
-            up_proj: self.up_proj.detached(),
-            down_proj: self.down_proj.detached(),
-        }
-    }
-}
-
-#[derive(Clone)]
-struct Block {
-    norm1: RmsNorm,
-    attn: Attention,
-    norm2: RmsNorm,
-    mlp: Mlp,
-}
-
-impl Block {
-    fn new(cfg: &VisionConfig, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            norm1: RmsNorm::load(cfg.hidden_size, EPS, vb.pp("norm1"))?,
-            attn: Attention::new(cfg, vb.pp("attn"))?,
-            norm2: RmsNorm::load(cfg.hidden_size, EPS, vb.pp("norm2"))?,
-            mlp: Mlp::new(cfg, vb.pp("mlp"))?,
-        })
-    }
-
-    fn forward(&self, xs: &Tensor, angles: (&Tensor, &Tensor), segments: &Segments) -> Result<Tensor> {
-        let xs = add(xs, &self.attn.forward(&self.norm1.forward(xs)?, angles, segments)?)?;
-        add(&xs, &self.mlp.forward(&self.norm2.forward(&xs)?)?)
-    }
-
-    fn detached(&self) -> Self {
-        Self {
-            norm1: self.norm1.detached(),
-            attn: self.attn.detached(),
-            norm2: self.norm2.detached(),
-            mlp: self.mlp.detached(),
-        }
-    }
+/// A block of the tower below `vb`. The reference rotates in f32 whatever the model's dtype.
+fn block(cfg: &VisionConfig, vb: VarBuilder) -> Result<Block> {
+    let (d, inner) = (cfg.hidden_size, cfg.intermediate_size);
+    let (attn, mlp) = (vb.pp("attn"), vb.pp("mlp"));
+    let qkv = attn.pp("qkv");
+    let (weight, bias) = (qkv.get((3 * d, d), "weight")?, qkv.get(3 * d, "bias")?);
+    // Three products over views of the fused weight: q, k and v come out contiguous, nothing is copied.
+    let third = |i: usize| -> Result<Linear> {
+        Ok(Linear::new(weight.narrow(0, i * d, d)?, Some(bias.narrow(0, i * d, d)?)))
+    };
+    Ok(Block {
+        norm1: RmsNorm::load(d, EPS, vb.pp("norm1"))?,
+        q: third(0)?,
+        k: third(1)?,
+        v: third(2)?,
+        o: Linear::load(d, d, attn.pp("proj"))?,
+        norm2: RmsNorm::load(d, EPS, vb.pp("norm2"))?,
+        gate: Linear::load(d, inner, mlp.pp("gate_proj"))?,
+        up: Linear::load(d, inner, mlp.pp("up_proj"))?,
+        down: Linear::load(inner, d, mlp.pp("down_proj"))?,
+        heads: cfg.num_heads,
+        kv_heads: cfg.num_heads,
+        width: d / cfg.num_heads,
+    })
 }
 
 #[derive(Clone)]
@@ -183,7 +93,7 @@ impl VisionTower {
         let patch = vb.pp("patch_embed").get(shape, "proj.weight")?;
         // The stride of this convolution is its kernel: a product over flattened patches is the same.
         let patch = patch.reshape((cfg.hidden_size, ()))?;
-        let blocks = (0..cfg.depth).map(|i| Block::new(cfg, vb.pp("blocks").pp(i))).collect::<Result<_>>()?;
+        let blocks = (0..cfg.depth).map(|i| block(cfg, vb.pp("blocks").pp(i))).collect::<Result<_>>()?;
         Ok(Self {
             patch_embed: Linear::new(patch, None),
             blocks,
@@ -221,7 +131,7 @@ impl VisionTower {
         let mut xs = xs.index_select(&index(order.window_index.clone())?, 0)?.reshape((n, ()))?;
         for (i, block) in self.blocks.iter().enumerate() {
             let full = self.config.fullatt_block_indexes.contains(&i);
-            xs = block.forward(&xs, (&cos, &sin), if full { &slices } else { &windows })?;
+            xs = block.forward(&xs, (&cos, &sin), if full { &slices } else { &windows }, Mask::Full)?;
         }
         self.merger.forward(&xs)?.index_select(&index(order.inverse())?, 0)
     }
