@@ -23,3 +23,4 @@ mod select;
 mod text;
 mod video;
 mod video_formats;
+mod world;

@@ -85,12 +85,17 @@ impl Plan {
                     kind.colour = subject.colour;
                 }
             }
-            let alone = self.needle.is_some_and(|needle| needle.noun == kind.noun)
-                || self.category.is_some_and(|shown| shown.noun.category() == kind.noun.category());
-            if !alone && !named.contains(&kind) && !avoid.contains(&kind.noun) {
+            if self.is_free(kind) && !avoid.contains(&kind.noun) {
                 return kind;
             }
         }
+    }
+
+    /// Whether `kind` can be shown anywhere without a question losing its one answer.
+    pub fn is_free(&self, kind: Kind) -> bool {
+        let alone = self.needle.is_some_and(|needle| needle.noun == kind.noun)
+            || self.category.is_some_and(|shown| shown.noun.category() == kind.noun.category());
+        !alone && !self.named().contains(&kind)
     }
 
     /// The things that questions name with their colour.

@@ -147,7 +147,10 @@ impl Spec {
         ];
         for (name, value, low, high) in numbers {
             if !(low..=high).contains(&value) {
-                return Err(Error::Input(format!("world: {name} is {value}, expected {low} to {high}")));
+                return Err(Error::Input(format!(
+                    "world: {name} is {}, expected {} to {}",
+                    value as f32, low as f32, high as f32
+                )));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use super::plan::{Case, Plan};
 use super::scene::Scene;
 use super::spec::{Length, Spec};
-use super::thing::{Kind, Place, Size, Thing};
+use super::thing::{Colour, Kind, Place, Size, Thing};
 
 /// What a scene is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,7 @@ pub(super) fn build(spec: &Spec, plan: &Plan, length: usize, rng: &mut StdRng) -
         give_places(&mut drafts, rng);
         let settled = give_lengths(spec, &mut drafts, total, rng);
         if settled && most_shown(&drafts).is_some() {
+            even_out(plan, &mut drafts, rng);
             return drafts;
         }
         fallback.get_or_insert(drafts);
@@ -77,7 +78,29 @@ pub(super) fn build(spec: &Spec, plan: &Plan, length: usize, rng: &mut StdRng) -
     for draft in drafts.iter_mut().filter(|draft| draft.role == Role::Filler) {
         draft.seconds = lengths.next().unwrap_or(span.min);
     }
+    even_out(plan, &mut drafts, rng);
     drafts
+}
+
+/// A thing whose colour is asked for adds to that colour's number in the video. One filler of that colour gets a random
+/// one, so that the numbers of all colours are as if the answer had not been among them: the most frequent colour is the
+/// answer no more often than another.
+fn even_out(plan: &Plan, drafts: &mut [Draft], rng: &mut StdRng) {
+    for asked in [plan.needle, plan.category].into_iter().flatten() {
+        let mut fillers: Vec<&mut Kind> = (drafts.iter_mut())
+            .filter(|draft| draft.role == Role::Filler)
+            .flat_map(|draft| &mut draft.kinds)
+            .filter(|kind| kind.colour == asked.colour)
+            .collect();
+        if fillers.is_empty() {
+            continue;
+        }
+        let at = rng.random_range(0..fillers.len());
+        let kind = Kind { colour: Colour::ALL[rng.random_range(0..6)], ..*fillers[at] };
+        if plan.is_free(kind) {
+            *fillers[at] = kind;
+        }
+    }
 }
 
 /// The planned scenes in blocks that stay together; each occurrence of a counted thing is its own block.
