@@ -376,7 +376,7 @@ fn wrong_options_are_shown_as_well() {
 #[test]
 fn what_is_shown_at_all_or_most_answers_nothing() {
     let world = world();
-    let samples = world.dataset(Split::Test, 24_000);
+    let samples = world.dataset(Split::Test, 12_000);
     let mut right: BTreeMap<(&str, Family), f64> = BTreeMap::new();
     for sample in &samples {
         let script = world.script(sample.split, sample.video);
@@ -401,11 +401,20 @@ fn what_is_shown_at_all_or_most_answers_nothing() {
             ("least", share(&|n| n == least)),
         ];
         for (name, share) in results {
-            *right.entry((name, sample.family)).or_default() += share / 4000.;
+            *right.entry((name, sample.family)).or_default() += share / 2000.;
         }
     }
     for ((name, family), accuracy) in right {
-        eprintln!("{name} {family:?} {accuracy:.3}");
+        // Chance is 0.25 with a standard error of 0.01.
+        let expected = match (family, name) {
+            // The place that is shown most is what global asks for.
+            (Family::Global, "most" | "least") => continue,
+            // Three quarters of the pairs are shown, and of those two of three answers name one; the rest is chance.
+            (Family::Order, "least") => 0.17..0.21,
+            (Family::Order, _) => 0.28..0.345,
+            _ => 0.215..0.285,
+        };
+        assert!(expected.contains(&accuracy), "{name} in {family:?}: {accuracy:.3}");
     }
 }
 
@@ -415,7 +424,6 @@ fn the_words_alone_answer_nothing() {
     let (train, test) = (world.dataset(Split::Train, 12_000), world.dataset(Split::Test, 12_000));
     let accuracy = text_only::accuracy(&train, &test);
     let [all, families @ ..] = &accuracy[..] else { unreachable!() };
-    eprintln!("{accuracy:?}");
     assert!((all - 0.25).abs() < 0.02, "text alone: {accuracy:?}");
     assert!(families.iter().all(|part| (part - 0.25).abs() < 0.04), "text alone: {accuracy:?}");
 }

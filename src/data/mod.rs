@@ -1,4 +1,5 @@
-//! Data: the toy world, and the feature cache on disk.
+//! Data: the toy world, questions from files, and the feature cache on disk.
 
 pub mod feature_cache;
+pub mod samples;
 pub mod world;

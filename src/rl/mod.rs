@@ -5,5 +5,6 @@ pub mod footage;
 pub mod gallery;
 pub mod plan;
 pub mod rollout;
+pub mod run;
 pub mod tasks;
 pub mod trajectory;
