@@ -4,6 +4,7 @@
 //! values; a tensor of the file that nobody asked for is an error as well ([`Checkpoint::finish`]), because it means
 //! that the file belongs to another model.
 
+pub mod peft;
 pub mod random;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -91,6 +92,32 @@ impl Checkpoint {
     pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         let backend = Box::new(Reader { inner: self.inner.clone() });
         VarBuilder::from_backend(backend, dtype, device.clone())
+    }
+
+    /// Names of the tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.inner.names.keys().map(String::as_str)
+    }
+
+    /// A tensor as it is stored.
+    ///
+    /// # Errors
+    /// A name that is not there, a tensor that is damaged or not finite.
+    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        use candle_core::safetensors::Load;
+        let reader = Reader { inner: self.inner.clone() };
+        let tensor = reader.view(name).and_then(|view| view.load(device));
+        tensor.map_err(|cause| Error::checkpoint(&self.inner.dir, cause))
+    }
+
+    /// Bytes that a tensor takes in the file.
+    ///
+    /// # Errors
+    /// A name that is not there.
+    pub fn bytes(&self, name: &str) -> Result<usize> {
+        let wrong = |cause: String| Error::checkpoint(&self.inner.dir, cause);
+        let stored = self.inner.names.get(name).ok_or_else(|| wrong(format!("tensor {name} is missing")))?;
+        Ok(self.inner.tensors.get(stored).map_err(|e| wrong(e.to_string()))?.data().len())
     }
 
     /// Every tensor by the model's name for it, cast to `dtype` on `device`: what a training run starts from.

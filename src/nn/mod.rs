@@ -6,6 +6,7 @@ mod conv1d;
 mod group_norm;
 pub mod kv_cache;
 mod linear;
+mod lora;
 mod norm;
 mod upsample;
 
@@ -16,6 +17,7 @@ pub use block::Block;
 pub use conv1d::Conv1d;
 pub use group_norm::GroupNorm;
 pub use linear::Linear;
+pub use lora::{Lora, fresh as fresh_lora};
 pub use norm::{LayerNorm, RmsNorm};
 pub use upsample::upsample1d;
 

@@ -3,6 +3,7 @@
 //! Follows transformers 4.51.3 (`models/qwen2_5_vl`): old and new tensor prefixes, both position rules. Sequences are
 //! packed, never padded.
 
+pub mod adapter;
 pub mod chat;
 pub mod config;
 pub mod generate;

@@ -125,8 +125,7 @@ impl TextModel {
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, GradStore)> {
         let (cos, sin) = self.angles(embeds, positions)?;
-        let run =
-            |layer: &Block, xs: &Tensor| layer.forward(xs, (&cos, &sin), segments, Mask::Causal);
+        let run = |layer: &Block, xs: &Tensor| layer.forward(xs, (&cos, &sin), segments, Mask::Causal);
         // Below the first layer that learns nothing needs a gradient, unless the embeddings do.
         let first = if embeds.track_op() { Some(0) } else { self.layers.iter().position(Block::learns) };
         let first = first.unwrap_or(self.layers.len());
@@ -168,6 +167,27 @@ impl TextModel {
             device: self.device.clone(),
             dtype: self.dtype,
         }
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The maps that may take an adapter, by name.
+    pub(super) fn maps(&mut self) -> Vec<(String, Vec<&mut Linear>)> {
+        let mut maps = vec![];
+        for (i, block) in self.layers.iter_mut().enumerate() {
+            let attention =
+                [("q", &mut block.q), ("k", &mut block.k), ("v", &mut block.v), ("o", &mut block.o)];
+            let mlp = [("gate", &mut block.gate), ("up", &mut block.up), ("down", &mut block.down)];
+            let attention = attention.map(|(name, linear)| (format!("self_attn.{name}"), linear));
+            let mlp = mlp.map(|(name, linear)| (format!("mlp.{name}"), linear));
+            for (name, linear) in attention.into_iter().chain(mlp) {
+                maps.push((format!("layers.{i}.{name}_proj"), vec![linear]));
+            }
+        }
+        maps
     }
 
     /// Logits of hidden states (L, D) -> (L, V), in f32.

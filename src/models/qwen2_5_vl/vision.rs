@@ -148,6 +148,24 @@ impl VisionTower {
         }
     }
 
+    /// The maps that may take an adapter, by name; the parts of the fused projection are one.
+    pub(super) fn maps(&mut self) -> Vec<(String, Vec<&mut Linear>)> {
+        let mut maps = vec![];
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            maps.push((format!("blocks.{i}.attn.qkv"), vec![&mut block.q, &mut block.k, &mut block.v]));
+            let single = [
+                ("attn.proj", &mut block.o),
+                ("mlp.gate_proj", &mut block.gate),
+                ("mlp.up_proj", &mut block.up),
+                ("mlp.down_proj", &mut block.down),
+            ];
+            maps.extend(single.map(|(name, linear)| (format!("blocks.{i}.{name}"), vec![linear])));
+        }
+        maps.push(("merger.mlp.0".to_owned(), vec![&mut self.merger.fc1]));
+        maps.push(("merger.mlp.2".to_owned(), vec![&mut self.merger.fc2]));
+        maps
+    }
+
     /// Rotary angles of each patch: row frequencies, then column frequencies. Two tensors (N, head_dim / 2), f32
     /// (f64 for a model in f64).
     fn angles(&self, order: &PatchOrder) -> Result<(Tensor, Tensor)> {
