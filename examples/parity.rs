@@ -25,6 +25,7 @@ use clap::{Parser, ValueEnum};
 use msjoe::checkpoint::{read_json, write_safetensors};
 use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::Qwen2_5Vl;
+use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::generate::Options;
 use msjoe::parity;
 use serde_json::{Value, json};
@@ -38,6 +39,9 @@ struct Args {
     /// Folder in Hugging Face layout.
     #[arg(long)]
     checkpoint: PathBuf,
+    /// Adapter folder as PEFT writes it (Qwen2.5-VL).
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// Safetensors file with the input tensors.
     #[arg(long)]
     inputs: PathBuf,
@@ -87,11 +91,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let dtype = msjoe::device::dtype(&args.dtype, &device)?;
     let outputs = match args.model {
         Model::Qwen => {
-            let model = Qwen2_5Vl::load(&args.checkpoint, dtype, &device)?;
+            let mut model = Qwen2_5Vl::load(&args.checkpoint, dtype, &device)?;
+            if let Some(adapter) = &args.adapter {
+                model = model.with_adapter(&Adapter::load(adapter, &model)?)?.detached();
+            }
             let stop_tokens = stop_tokens(&args.checkpoint, &model.config.eos_token_ids)?;
             let options = Options { max_new_tokens: args.max_new_tokens, stop_tokens, ..Options::default() };
             parity::qwen2_5_vl(&model, inputs, &options)
         }
+        Model::Clip if args.adapter.is_some() => anyhow::bail!("--adapter is for qwen2.5-vl"),
         Model::Clip => parity::clip(&Clip::load(&args.checkpoint, dtype, &device)?, inputs),
     };
     let outputs = outputs.context(shown)?;

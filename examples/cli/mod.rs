@@ -62,6 +62,9 @@ pub struct Models {
     /// Language model: a known name, a Hub repository org/name[@revision], or a folder
     #[arg(long, default_value = "qwen2.5-vl-7b")]
     pub mllm: String,
+    /// Adapter folder for the language model, as PEFT writes it
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
     /// CLIP: a known name, a Hub repository, or a folder
     #[arg(long, default_value = "clip-vit-large-patch14")]
     pub clip: String,
@@ -130,6 +133,7 @@ impl Models {
         let dtype = msjoe::device::dtype(&self.dtype, &device)?;
         let weights = Weights {
             mllm: needs_model.then(|| fetch(&self.mllm)).transpose()?,
+            adapter: self.adapter.clone().filter(|_| needs_model),
             clip: needs_clip.then(|| fetch(&self.clip)).transpose()?,
             sampler: self.sampler.clone(),
             cache: if self.no_cache { None } else { feature_cache::default_dir() },

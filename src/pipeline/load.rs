@@ -9,6 +9,7 @@ use crate::data::feature_cache::FeatureCache;
 use crate::error::Result;
 use crate::models::clip::Clip;
 use crate::models::language::VideoLanguageModel;
+use crate::models::qwen2_5_vl::adapter::Adapter;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::unet1d::{Config, UNet1d};
 
@@ -18,6 +19,8 @@ pub struct Weights {
     /// Folder of the multimodal language model, in Hugging Face layout ([`crate::hub::resolve`] finds or downloads it);
     /// `None` for pipelines that only choose frames by given queries.
     pub mllm: Option<PathBuf>,
+    /// Folder of an adapter for the language model, as PEFT writes it.
+    pub adapter: Option<PathBuf>,
     /// Folder of CLIP; `None` for pipelines that only sample uniformly.
     pub clip: Option<PathBuf>,
     /// File of the trained sampler; `None` takes a fresh one, which follows the best similarity of each frame.
@@ -35,6 +38,7 @@ impl Weights {
     pub fn new(mllm: impl Into<PathBuf>, clip: impl Into<PathBuf>) -> Self {
         Self {
             mllm: Some(mllm.into()),
+            adapter: None,
             clip: Some(clip.into()),
             sampler: None,
             cache: None,
@@ -62,8 +66,17 @@ impl Pipeline {
         let clip = |dir: &PathBuf| Clip::load(dir, DType::F32, &weights.device);
         let clip = weights.clip.as_ref().map(clip).transpose()?;
         let model = |dir: &PathBuf| -> Result<Box<dyn VideoLanguageModel>> {
-            Ok(Box::new(Qwen2_5VlChat::load(dir, weights.dtype, &weights.device)?))
+            let mut chat = Qwen2_5VlChat::load(dir, weights.dtype, &weights.device)?;
+            if let Some(adapter) = &weights.adapter {
+                let adapter = Adapter::load(adapter, &chat.model)?;
+                chat.model = chat.model.with_adapter(&adapter)?.detached();
+            }
+            Ok(Box::new(chat))
         };
+        if let Some(adapter) = &weights.adapter {
+            // Before gigabytes of weights are read.
+            crate::checkpoint::peft::read(adapter, &Device::Cpu)?;
+        }
         let model = weights.mllm.as_ref().map(model).transpose()?;
         let cache = weights.cache.clone().map(FeatureCache::new);
         Ok(Self { model, clip, sampler: Some(sampler), cache, warnings })

@@ -14,6 +14,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::write_safetensors;
+use crate::nn::Lora;
 use crate::{Error, Result};
 pub use config::LoraConfig;
 pub use names::Names;
@@ -84,6 +85,19 @@ pub fn read(dir: impl AsRef<Path>, device: &Device) -> Result<(LoraConfig, BTree
         return Err(Error::checkpoint(&path, "holds no factors"));
     }
     Ok((config, pairs))
+}
+
+/// What an adapter adds to the weight (out, in) of each module.
+///
+/// # Errors
+/// A pattern of the configuration that cannot be read.
+pub fn deltas(config: &LoraConfig, pairs: BTreeMap<String, Pair>) -> Result<BTreeMap<String, Tensor>> {
+    let delta = |(module, Pair { a, b }): (String, Pair)| {
+        let (_, scale) = config.rank_and_scale(&[&module, &legacy(&module)])?;
+        let delta = Lora { a, b, scale }.delta()?;
+        Ok((module, delta))
+    };
+    pairs.into_iter().map(delta).collect()
 }
 
 /// Writes an adapter folder, creating it if need be; `pairs` by the modules' current names.

@@ -56,7 +56,10 @@ fn compile(whole: &str, pattern: &str) -> Result<Regex> {
 
 fn any(names: &[&str], regex: &Regex) -> Result<bool> {
     for name in names {
-        if regex.is_match(name).map_err(|e| Error::Input(format!("adapter: a pattern fails on {name}: {e}")))? {
+        if regex
+            .is_match(name)
+            .map_err(|e| Error::Input(format!("adapter: a pattern fails on {name}: {e}")))?
+        {
             return Ok(true);
         }
     }

@@ -123,12 +123,7 @@ impl Adapter {
     /// # Errors
     /// As the tensor operations.
     pub fn deltas(&self) -> Result<BTreeMap<String, Tensor>> {
-        let delta = |(module, Pair { a, b }): (String, Pair)| {
-            let scale = self.scale(&module)?;
-            let delta = Lora { a, b, scale }.delta()?;
-            Ok((module, delta))
-        };
-        self.pairs()?.into_iter().map(delta).collect()
+        peft::deltas(&self.config, self.pairs()?)
     }
 
     fn scale(&self, module: &str) -> Result<f64> {
