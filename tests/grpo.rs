@@ -233,6 +233,8 @@ fn check_case(inputs: &Value, case: &Value, what: &str, padded: bool) {
                     close(name, ours, expected, tolerance(if clip || sapo { 1e-6 } else { 1e-12 }));
                 }
                 (None, None) => {}
+                // Over no token at all TRL reports 0.
+                (Some(0.), None) if totals.completions > 0 && batch.totals(&config, dtype).tokens == 0 => {}
                 (expected, ours) => panic!("{what}: {name} is {ours:?}, expected {expected:?}"),
             }
         }
@@ -299,7 +301,7 @@ fn configs() -> Vec<GrpoConfig> {
         delta: Some(1.4),
         beta: 0.04,
         bias_corrected_kl: true,
-        top_entropy: 0.6,
+        top_entropy: 0.63,
         off_policy: Some(0.05),
         entropy_bonus: 0.01,
         mask_truncated: true,
@@ -338,7 +340,8 @@ fn micro_batches_add_up_to_the_batch() {
             assert_eq!(gradient, whole.gradient, "{config:?} {cuts:?}");
             assert_eq!(entropy_gradient, whole.entropy_gradient, "{config:?} {cuts:?}");
             // The empty completion has a ratio of its own, which no micro-batch saw.
-            let alone = config.ratio == Ratio::Sequence && cuts.len() == 9;
+            let by_row = config.ratio == Ratio::Sequence || config.loss == LossType::Vespo;
+            let alone = by_row && cuts.len() == 9;
             for (name, value) in whole.metrics.values().into_iter().filter(|_| !alone) {
                 let ours = metrics.get(name).unwrap();
                 assert!((ours - value).abs() < 1e-14, "{config:?} {cuts:?}: {name} {ours} {value}");
@@ -535,17 +538,17 @@ fn misfits_are_errors() {
         let log_probs = vector(&batch.log_probs, DType::F64);
         message(batch.with(DType::F64, None, |c| grpo_loss(&log_probs, &c, &totals, config)).unwrap_err())
     };
-    let text = error(&|batch| drop(batch.mask.pop()), &fine);
+    let text = error(&|batch| batch.mask.truncate(32), &fine);
     assert_eq!(text, "grpo: 8 completions of 33 tokens need 33 entries in mask, got 32");
     let text = error(&|batch| batch.advantages.push(0.), &fine);
     assert_eq!(text, "grpo: 8 completions of 33 tokens need 8 entries in advantages, got 9");
-    let text = error(&|batch| drop(batch.truncated.pop()), &fine);
+    let text = error(&|batch| batch.truncated.truncate(7), &fine);
     assert_eq!(text, "grpo: 8 completions of 33 tokens need 8 entries in truncated, got 7");
     let text = error(&|batch| batch.advantages[2] = f64::NAN, &fine);
     assert_eq!(text, "grpo: the advantage of completion 2 is NaN");
     let text = error(&|batch| batch.log_probs[4] = f64::NEG_INFINITY, &fine);
     assert_eq!(text, "grpo: log_probs of token 4 is -inf");
-    let text = error(&|batch| drop(batch.old.as_mut().unwrap().pop()), &fine);
+    let text = error(&|batch| batch.old.as_mut().unwrap().truncate(32), &fine);
     assert_eq!(text, "grpo: expected old_log_probs (33,), got [32]");
     let text = error(&|batch| batch.reference = None, &GrpoConfig { beta: 0.1, ..fine });
     assert_eq!(text, "grpo: beta is not 0, but there are no ref_log_probs");

@@ -290,7 +290,7 @@ fn speak(states: &Tensor, head: &Tensor, rng: &mut StdRng) -> Result<(Vec<u32>, 
     Ok(logits.iter().map(say).unzip())
 }
 
-/// Mean probability of the wanted word over all places: what a completion's reward is in expectation.
+/// Mean probability of the wanted word over both prompts: what a completion's reward is in expectation.
 fn says(policy: &Parameters) -> f64 {
     let of = |name: &str| policy.get(name).unwrap().as_tensor().detach();
     let targets = vec![WANTED; of("states").dim(0).unwrap()];
@@ -302,23 +302,21 @@ fn says(policy: &Parameters) -> f64 {
 fn talk(seed: u64, rewards: Rewards) -> (f64, f64) {
     const GROUP: usize = 8;
     let noise = |shape: &[usize], seed| (crate::nn::normal(shape, seed) * 0.3).unwrap();
-    let policy = parameters([
-        ("states", noise(&[2 * LENGTH, WIDTH], seed)),
-        ("head", noise(&[WORDS, WIDTH], seed + 9)),
-    ]);
+    let policy =
+        parameters([("states", noise(&[2, WIDTH], seed)), ("head", noise(&[WORDS, WIDTH], seed + 9))]);
     let (states, head) = (policy.get("states").unwrap().as_tensor(), policy.get("head").unwrap().as_tensor());
     let mut rng = StdRng::seed_from_u64(seed);
     let mut optimizer = AdamW::new(AdamWConfig::default());
     let config = GrpoConfig::default();
     let before = says(&policy);
-    for _ in 0..60 {
+    for _ in 0..50 {
         let (mut words, mut old, mut scores, mut rows) = (vec![], vec![], vec![], vec![]);
         for i in 0..2 * GROUP {
-            let prompt = (i / GROUP * LENGTH) as u32;
-            let own = states.detach().narrow(0, prompt as usize, LENGTH).unwrap();
+            let prompt = i / GROUP;
+            let own = states.detach().narrow(0, prompt, 1).unwrap().repeat((LENGTH, 1)).unwrap();
             let (said, log_probs) = speak(&own, &head.detach(), &mut rng).unwrap();
             scores.push(Some(said.iter().filter(|word| **word == WANTED).count() as f32 / LENGTH as f32));
-            rows.extend(prompt..prompt + LENGTH as u32);
+            rows.extend([prompt as u32; LENGTH]);
             words.extend(said);
             old.extend(log_probs);
         }
@@ -347,7 +345,7 @@ fn talk(seed: u64, rewards: Rewards) -> (f64, f64) {
                 let ratio = result.metrics.get("ratio").unwrap();
                 assert!((ratio - 1.).abs() < 1e-5, "{ratio}");
             }
-            step(&mut optimizer, &policy, &result.loss, 0.05);
+            step(&mut optimizer, &policy, &result.loss, 0.02);
         }
     }
     (before, says(&policy))
