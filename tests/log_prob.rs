@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
 use crate::gradcheck::{gradcheck, noise};
+use crate::grpo::goldens;
 use crate::nn::{normal, relative};
 use crate::optim::message;
 
@@ -25,7 +26,6 @@ fn host(tensor: &Tensor) -> Vec<f64> {
 
 #[test]
 fn log_probs_and_entropies_are_trls() {
-    let golden: Value = serde_json::from_str(include_str!("golden/grpo_trl.json")).unwrap();
     let flat = |value: &Value| -> Vec<f64> {
         let mut out = vec![];
         let mut open = vec![value];
@@ -37,26 +37,28 @@ fn log_probs_and_entropies_are_trls() {
         }
         out
     };
-    let targets: Vec<u32> = flat(&golden["idx"]).iter().map(|&id| id as u32).collect();
-    let logits = flat(&golden["logits"]);
-    let width = logits.len() / targets.len();
-    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-6)] {
-        let logits = Tensor::from_slice(&logits, (targets.len(), width), &Device::Cpu).unwrap();
-        let (hidden, head) =
-            (logits.to_dtype(dtype).unwrap(), Tensor::eye(width, dtype, &Device::Cpu).unwrap());
-        for (temperature, expected) in golden["logprobs"].as_object().unwrap() {
-            let ours = log_probs(&hidden, &head, &targets, temperature.parse().unwrap()).unwrap();
-            for (ours, expected) in [(ours.log_probs, "logps"), (ours.entropies, "entropy")] {
-                for (ours, expected) in
-                    host(&ours).iter().zip(flat(&golden["logprobs"][temperature][expected]))
-                {
-                    assert!(
-                        (ours - expected).abs() < tolerance,
-                        "{temperature}, {dtype:?}: {ours} {expected}"
-                    );
+    for (file, golden) in goldens() {
+        let targets: Vec<u32> = flat(&golden["idx"]).iter().map(|&id| id as u32).collect();
+        let logits = flat(&golden["logits"]);
+        let width = logits.len() / targets.len();
+        for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-6)] {
+            let logits = Tensor::from_slice(&logits, (targets.len(), width), &Device::Cpu).unwrap();
+            let (hidden, head) =
+                (logits.to_dtype(dtype).unwrap(), Tensor::eye(width, dtype, &Device::Cpu).unwrap());
+            for (temperature, expected) in golden["logprobs"].as_object().unwrap() {
+                let ours = log_probs(&hidden, &head, &targets, temperature.parse().unwrap()).unwrap();
+                for (ours, expected) in [(ours.log_probs, "logps"), (ours.entropies, "entropy")] {
+                    for (ours, expected) in
+                        host(&ours).iter().zip(flat(&golden["logprobs"][temperature][expected]))
+                    {
+                        assert!(
+                            (ours - expected).abs() < tolerance,
+                            "{file}: {temperature}, {dtype:?}: {ours} {expected}"
+                        );
+                    }
                 }
+                assert!(expected.is_object());
             }
-            assert!(expected.is_object());
         }
     }
 }

@@ -10,7 +10,7 @@ use candle_core::{
 };
 
 use super::log_prob_kernel::{Gradients, Reduced, Rows};
-use super::{f32_slice, fused};
+use super::{fused, with_slices};
 
 /// How much of the (tokens, vocabulary) rectangle is held at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,16 +148,6 @@ enum Saved {
     LogSumExp(Tensor),
 }
 
-fn with_slices<R>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> Result<R>) -> Result<R> {
-    let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
-    match (&*a, &*b) {
-        (Storage::Cpu(a), Storage::Cpu(b)) => {
-            f(f32_slice("log-probs", a, a_layout)?, f32_slice("log-probs", b, b_layout)?)
-        }
-        _ => bail!("log-probs: expected tensors on the CPU"),
-    }
-}
-
 impl Pass {
     fn rows<'a>(&'a self, hidden: &'a [f32], head: &'a [f32]) -> Rows<'a> {
         let width = hidden.len() / self.targets.len();
@@ -169,9 +159,10 @@ impl Pass {
         if !(fused(hidden) && fused(head)) {
             return self.forward_tensors(hidden, head);
         }
-        let reduced = with_slices(&hidden.contiguous()?, &head.contiguous()?, |hidden, head| {
-            self.rows(hidden, head).forward()
-        })?;
+        let reduced =
+            with_slices("log-probs", [&hidden.contiguous()?, &head.contiguous()?], |[hidden, head]| {
+                self.rows(hidden, head).forward()
+            })?;
         let values = reduced.iter().map(|row| row.log_prob).chain(reduced.iter().map(|row| row.entropy));
         let result = Tensor::from_vec(values.collect(), (2, reduced.len()), hidden.device())?;
         Ok((result, Saved::Kernel(reduced)))
@@ -285,9 +276,10 @@ impl Pass {
         };
         let zeros = |tensor: &Tensor| tensor.track_op().then(|| vec![0.; tensor.elem_count()]);
         let gradients = Gradients { hidden: zeros(hidden), head: zeros(head) };
-        let gradients = with_slices(&hidden.contiguous()?, &head.contiguous()?, |hidden, head| {
-            self.rows(hidden, head).backward(reduced, [of_log_probs, of_entropies], gradients)
-        })?;
+        let gradients =
+            with_slices("log-probs", [&hidden.contiguous()?, &head.contiguous()?], |[hidden, head]| {
+                self.rows(hidden, head).backward(reduced, [of_log_probs, of_entropies], gradients)
+            })?;
         let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
             values.map(|values| Tensor::from_vec(values, like.shape(), like.device())).transpose()
         };

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::ops::{f32_slice, fused};
+use crate::ops::{fused, with_slices};
+
+/// Values that make a task of their own.
+const PARALLEL: usize = 1 << 15;
 
 /// Scales all gradients by `max / (norm + 1e-6)` where their common L2 norm exceeds `max`, and returns the norm before, as
 /// `torch.nn.utils.clip_grad_norm_` does. Squares are summed in f64, in a fixed order.
@@ -36,27 +39,33 @@ pub fn clip_grad_norm(gradients: &mut BTreeMap<String, Tensor>, max: f64) -> Res
     let scale = max / (norm + 1e-6);
     if scale < 1. {
         for gradient in gradients.values_mut() {
-            *gradient = (&*gradient * scale)?;
+            *gradient = scaled(gradient, scale)?;
         }
     }
     Ok(norm)
 }
 
 fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    if !fused(tensor) {
-        let wide = if tensor.dtype() == DType::F64 { tensor.clone() } else { tensor.to_dtype(DType::F32)? };
-        return wide.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar();
+    if fused(tensor) {
+        return with_slices("clip_grad_norm", [&tensor.contiguous()?], |[values]| Ok(squares(values)));
     }
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(cpu @ CpuStorage::F32(_)) => Ok(squares(f32_slice("clip_grad_norm", cpu, layout)?)),
-        _ => bail!("clip_grad_norm: expected an f32 tensor on the CPU"),
+    let wide = if tensor.dtype() == DType::F64 { tensor.clone() } else { tensor.to_dtype(DType::F32)? };
+    wide.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar()
+}
+
+/// A new tensor: others may hold the old one.
+fn scaled(tensor: &Tensor, scale: f64) -> Result<Tensor> {
+    if !fused(tensor) || tensor.elem_count() < PARALLEL {
+        return tensor * scale;
     }
+    let scale = scale as f32;
+    let values = with_slices("clip_grad_norm", [&tensor.contiguous()?], |[values]| {
+        Ok(values.par_iter().with_min_len(PARALLEL).map(|x| x * scale).collect::<Vec<f32>>())
+    })?;
+    Tensor::from_vec(values, tensor.shape(), tensor.device())
 }
 
 fn squares(values: &[f32]) -> f64 {
-    const BLOCK: usize = 1 << 15;
     let block = |values: &[f32]| {
         let mut lanes = [0f64; 8];
         let (blocks, rest) = values.as_chunks::<8>();
@@ -67,9 +76,9 @@ fn squares(values: &[f32]) -> f64 {
         }
         lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
     };
-    if values.len() <= BLOCK {
+    if values.len() <= PARALLEL {
         return block(values);
     }
-    let sums: Vec<f64> = values.par_chunks(BLOCK).map(block).collect();
+    let sums: Vec<f64> = values.par_chunks(PARALLEL).map(block).collect();
     sums.iter().sum()
 }

@@ -7,7 +7,7 @@
 //! | `msjoe` | drawn by, or largest of, the sampler's distribution | the sampler's logits |
 //!
 //! [`select`] is the one interface; the functions behind it are public too. All of it works on host numbers, except
-//! [`log_prob`], which carries the gradient.
+//! [`log_prob`] and [`independent_log_prob`], which carry the gradient.
 
 mod draw;
 mod log_prob;
@@ -16,7 +16,7 @@ mod top_k;
 mod uniform;
 
 pub use draw::{draw, draw_log_prob, weights};
-pub use log_prob::log_prob;
+pub use log_prob::{independent_log_prob, log_prob};
 pub use strategy::{Draw, Scores, Selection, Strategy, select};
 pub use top_k::top_k;
 pub use uniform::uniform;
