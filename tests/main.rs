@@ -3,6 +3,7 @@
 
 mod backward;
 mod clip;
+mod evolve;
 mod feature_cache;
 mod gradcheck;
 mod grpo;

@@ -10,6 +10,12 @@ use candle_nn::VarBuilder;
 #[derive(Debug, Clone, Default)]
 pub struct Parameters(BTreeMap<String, Var>);
 
+impl From<BTreeMap<String, Var>> for Parameters {
+    fn from(vars: BTreeMap<String, Var>) -> Self {
+        Self(vars)
+    }
+}
+
 impl Parameters {
     /// A variable of its own storage for each tensor.
     ///

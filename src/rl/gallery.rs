@@ -14,7 +14,7 @@ use super::footage::Footage;
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::{Media, Timing};
-use crate::models::qwen2_5_vl::processor::{Patches, Size};
+use crate::models::qwen2_5_vl::processor::Size;
 use crate::pipeline::ShowKeyFrames;
 
 /// One temporal slice: its frames in order (the same one twice for an image), at a size.
@@ -90,7 +90,7 @@ impl Gallery {
         Self { limit, bytes: 0, features: BTreeMap::new(), order: VecDeque::new(), encoded: 0, shown: 0 }
     }
 
-    /// Media and features of each showing. What is not known yet goes through the vision tower together.
+    /// Media and features of each showing. What is not known yet goes through the vision tower.
     ///
     /// # Errors
     /// Frames that cannot be decoded or have a wrong size.
@@ -141,19 +141,21 @@ impl Gallery {
                 images.insert((video, frame, width, height), image);
             }
         }
+        // Each slice for itself: its features must not depend on what is encoded beside it, or a resumed run would not
+        // repeat an uninterrupted one bit for bit.
         let slices: Vec<&Slice> = missing.keys().collect();
-        let patches: Vec<Patches> = (slices.par_iter())
+        let features: Vec<Tensor> = (slices.par_iter())
             .map(|slice| {
                 let frame = |i: usize| {
                     images.get(&(slice.video.as_ref(), slice.frames[i], slice.width, slice.height))
                 };
                 match (frame(0), frame(1)) {
-                    (Some(a), Some(b)) => chat.processor.patches(&[a.clone(), b.clone()]),
+                    (Some(a), Some(b)) => chat.features(chat.processor.patches(&[a.clone(), b.clone()])?),
                     _ => Err(Error::Input(format!("gallery: frames {:?} were not decoded", slice.frames))),
                 }
             })
             .collect::<Result<_>>()?;
-        for (slice, features) in slices.iter().zip(chat.features_of(patches)?) {
+        for (slice, features) in slices.iter().zip(features) {
             self.bytes += features.elem_count() * features.dtype().size_in_bytes();
             self.features.insert((*slice).clone(), features);
             self.order.push_back((*slice).clone());

@@ -174,41 +174,6 @@ impl Qwen2_5VlChat {
         }
         Ok(Tensor::cat(&features, 0)?)
     }
-
-    /// Features of several media, in order; small ones go through the vision tower together.
-    ///
-    /// # Errors
-    /// As [`Self::features`].
-    pub fn features_of(&self, media: Vec<Patches>) -> Result<Vec<Tensor>> {
-        let merged = self.processor.merge_size.pow(2);
-        let rows_of = |patches: &Patches| patches.grid.iter().product::<usize>();
-        let mut features = Vec::with_capacity(media.len());
-        let mut media = media.into_iter().peekable();
-        while let Some(first) = media.next() {
-            if rows_of(&first) > PATCHES {
-                features.push(self.features(first)?);
-                continue;
-            }
-            let mut rows = rows_of(&first);
-            let mut together = vec![first];
-            while let Some(next) = media.next_if(|next| rows + rows_of(next) <= PATCHES) {
-                rows += rows_of(&next);
-                together.push(next);
-            }
-            let grids: Vec<[usize; 3]> = together.iter().map(|p| p.grid).collect();
-            let values: Vec<f32> = together.iter().flat_map(|p| p.rows.iter().copied()).collect();
-            let pixels = Tensor::from_vec(values, (rows, together[0].width), &Device::Cpu)?;
-            let all = self.model.vision(&pixels, &grids)?;
-            let mut start = 0;
-            for patches in &together {
-                let len = rows_of(patches) / merged;
-                // A copy of its own, so that dropping one frees it.
-                features.push(all.narrow(0, start, len)?.force_contiguous()?.copy()?);
-                start += len;
-            }
-        }
-        Ok(features)
-    }
 }
 
 impl VideoLanguageModel for Qwen2_5VlChat {

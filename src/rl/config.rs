@@ -1,0 +1,220 @@
+//! Everything that decides a run of joint training, as it is written in its TOML file.
+
+use serde::{Deserialize, Serialize};
+
+use super::advantage::{Baseline, Scale};
+use super::grpo::GrpoConfig;
+use super::plan::Plan;
+use super::reinforce::ReinforceConfig;
+use super::reward::RewardConfig;
+use crate::error::{Error, Result};
+use crate::models::unet1d;
+use crate::optim::{AdamWConfig, Schedule, Shape};
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvolveConfig {
+    /// Decides every random number of the run.
+    pub seed: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Questions per step.
+    pub questions: usize,
+    /// G, trajectories per question.
+    pub generations: u64,
+    /// Updates of the language model from one batch of trajectories.
+    pub iterations: usize,
+    /// Tokens of a micro-batch; changes memory, not results.
+    pub micro_batch_tokens: usize,
+    /// How often questions whose trajectories all earn the same are replaced by others before a step; 0 keeps them.
+    pub resample: usize,
+    /// Deals the rewards of a step out at random before anything learns from them: the control that must not learn.
+    pub shuffle_rewards: bool,
+    /// Shape of a trajectory.
+    pub plan: Plan,
+    /// The reward.
+    pub reward: RewardConfig,
+    /// The language model's side.
+    pub model: ModelConfig,
+    /// The sampler's side.
+    pub sampler: SamplerConfig,
+}
+
+/// How the language model learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Whether and what.
+    pub learn: Learn,
+    /// Division of the advantages.
+    pub scale: Scale,
+    /// The loss.
+    pub grpo: GrpoConfig,
+    /// Learning rate and its course.
+    pub rate: Rate,
+    /// Keep only the input of each decoder layer and compute the rest again in the backward pass.
+    pub checkpointing: bool,
+}
+
+/// What of the language model learns. The vision tower never does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Learn {
+    /// Nothing.
+    Nothing,
+    /// Every parameter of the text model.
+    Everything,
+}
+
+/// How the sampler learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplerConfig {
+    /// Whether it does.
+    pub learn: bool,
+    /// What a draw is worth.
+    pub worth: Worth,
+    /// The loss.
+    pub reinforce: ReinforceConfig,
+    /// Learning rate and its course.
+    pub rate: Rate,
+    /// Size of a network that starts from scratch.
+    pub network: unet1d::Config,
+}
+
+/// The advantage of a draw.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Worth {
+    /// The reward less a baseline.
+    Reward(Baseline),
+    /// 1 / c when right and -1 / (1 - c) when wrong, c the question's pass rate.
+    Difficulty,
+}
+
+/// AdamW and the course of its learning rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rate {
+    /// Largest learning rate.
+    pub peak: f64,
+    /// Steps until then.
+    pub warmup: u64,
+    /// What it falls to at the last step.
+    pub floor: f64,
+    /// How it falls.
+    pub shape: Shape,
+    /// Largest global norm of the gradient.
+    pub max_grad_norm: f64,
+    /// Moments and decay.
+    pub adamw: AdamWConfig,
+}
+
+impl Default for EvolveConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            steps: 200,
+            questions: 8,
+            generations: 8,
+            iterations: 1,
+            micro_batch_tokens: 4096,
+            resample: 0,
+            shuffle_rewards: false,
+            plan: Plan::default(),
+            reward: RewardConfig::default(),
+            model: ModelConfig::default(),
+            sampler: SamplerConfig::default(),
+        }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            learn: Learn::Everything,
+            scale: Scale::Group,
+            grpo: GrpoConfig::default(),
+            rate: Rate { peak: 1e-6, ..Rate::default() },
+            checkpointing: true,
+        }
+    }
+}
+
+impl Default for SamplerConfig {
+    fn default() -> Self {
+        Self {
+            learn: true,
+            worth: Worth::Reward(Baseline::LeaveOneOut),
+            reinforce: ReinforceConfig::default(),
+            rate: Rate { peak: 5e-4, ..Rate::default() },
+            network: unet1d::Config::default(),
+        }
+    }
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self {
+            peak: 1e-4,
+            warmup: 10,
+            floor: 0.0,
+            shape: Shape::Cosine,
+            max_grad_norm: 1.0,
+            adamw: AdamWConfig::default(),
+        }
+    }
+}
+
+impl Rate {
+    /// The course over a run of `total` steps.
+    pub fn schedule(&self, total: u64) -> Schedule {
+        Schedule { peak: self.peak, warmup: self.warmup, total, floor: self.floor, shape: self.shape }
+    }
+}
+
+impl EvolveConfig {
+    /// Refuses what cannot be run or contradicts itself.
+    ///
+    /// # Errors
+    /// Names the setting, what was expected and what came.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::Input(format!("config: {what}")));
+        self.plan.check()?;
+        self.reward.check()?;
+        self.model.grpo.check()?;
+        for (name, value) in [
+            ("steps", self.steps),
+            ("questions", self.questions as u64),
+            ("generations", self.generations),
+            ("iterations", self.iterations as u64),
+            ("micro_batch_tokens", self.micro_batch_tokens as u64),
+        ] {
+            if value == 0 {
+                return wrong(format!("{name}: expected at least 1, got 0"));
+            }
+        }
+        let learns = self.model.learn != Learn::Nothing;
+        if !learns && !self.sampler.learn {
+            return wrong("nothing learns: model.learn is \"nothing\" and sampler.learn is false".into());
+        }
+        if learns && self.generations < 2 {
+            return wrong("generations: group-relative advantages need at least 2, got 1".into());
+        }
+        if self.sampler.learn && self.plan.choosing != super::plan::Choosing::Draw {
+            return wrong("sampler.learn: key frames must be drawn (plan.choosing = \"draw\")".into());
+        }
+        if self.plan.temperature == 0.0 && learns {
+            return wrong("plan.temperature: 0 gives equal generations, which teach nothing".into());
+        }
+        for (name, rate) in
+            [("model.rate.peak", self.model.rate.peak), ("sampler.rate.peak", self.sampler.rate.peak)]
+        {
+            if !(rate >= 0.0 && rate.is_finite()) {
+                return wrong(format!("{name}: expected 0 or more, got {rate}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,357 @@
+//! A whole run: models, questions, training with evaluation and checkpoints, from one settings file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
+
+use super::config::{EvolveConfig, Worth};
+use super::evaluate::{Summary, evaluate, summary};
+use super::footage::Footage;
+use super::gallery::Gallery;
+use super::learner::Learner;
+use super::plan::{Choosing, Plan};
+use super::run::{Run, Snapshot};
+use super::tasks::{balanced, pass_rates, world_tasks};
+use super::trainer::{Progress, Trainer};
+use super::trajectory::Task;
+use crate::checkpoint::Checkpoint;
+use crate::data::feature_cache::FeatureCache;
+use crate::data::samples;
+use crate::data::world::{Spec, Split, World};
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::models::clip::Clip;
+use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use crate::models::unet1d::UNet1d;
+
+/// Bytes of frame features kept during an evaluation.
+const GALLERY: usize = 1 << 28;
+
+/// What a run is made of, as its `config.toml` holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Checkpoints to start from.
+    pub models: Models,
+    /// Questions.
+    pub data: Data,
+    /// Evaluation before the first step and every so often.
+    #[serde(default)]
+    pub evaluation: Evaluation,
+    /// Steps between checkpoints.
+    #[serde(default = "fifty")]
+    pub save_every: u64,
+    /// The training itself.
+    pub evolve: EvolveConfig,
+}
+
+fn fifty() -> u64 {
+    50
+}
+
+/// Checkpoints to start from: folders in Hugging Face layout, and the sampler's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Models {
+    /// A Qwen2.5-VL.
+    pub mllm: PathBuf,
+    /// A CLIP.
+    pub clip: PathBuf,
+    /// A sampler; without one a new network is made from `evolve.sampler.network`.
+    pub sampler: Option<PathBuf>,
+}
+
+/// Where the questions come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Data {
+    /// The toy world; its validation split is what evaluations use.
+    World {
+        /// Seed of the world.
+        seed: u64,
+        /// Its knobs.
+        #[serde(default)]
+        spec: Spec,
+        /// Training videos, each with up to six questions.
+        videos: u64,
+    },
+    /// JSON lines of `{video, question, options, answer, difficulty?}`.
+    Files {
+        /// Training questions.
+        train: PathBuf,
+        /// Questions for evaluations.
+        validation: Option<PathBuf>,
+        /// Candidate frames per second.
+        fps: f64,
+        /// Where CLIP features are kept.
+        cache: Option<PathBuf>,
+    },
+}
+
+/// How a run is watched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Evaluation {
+    /// Steps between evaluations; 0 for none.
+    pub every: u64,
+    /// Questions of an evaluation, as many of each family.
+    pub questions: usize,
+    /// Rollouts with uniform frames that estimate a pass rate, where the advantage needs one.
+    pub pass_rate_rollouts: u64,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self { every: 50, questions: 240, pass_rate_rollouts: 8 }
+    }
+}
+
+/// What happens during a run.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Something slow is under way: what, done, of how many.
+    Preparing(&'a str, usize, usize),
+    /// A step was done.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Its metrics.
+        values: &'a BTreeMap<String, f64>,
+    },
+    /// An evaluation was done.
+    Evaluated {
+        /// Steps done.
+        step: u64,
+        /// What it gave.
+        summary: &'a Summary,
+    },
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Evaluations by step.
+    pub evaluations: BTreeMap<u64, Summary>,
+    /// The last one.
+    pub steps: u64,
+    /// The checkpoint that scored best.
+    pub best: Option<PathBuf>,
+}
+
+/// Called with events; `false` ends the run after saving it.
+pub type Observer<'a> = &'a mut dyn FnMut(Event) -> bool;
+
+/// Everything that a run works with.
+pub struct Evolution {
+    /// The run's settings.
+    pub settings: Settings,
+    /// The training.
+    pub trainer: Trainer,
+    validation: Vec<Task>,
+}
+
+impl Evolution {
+    /// Loads models and questions. Everything that can be refused is refused here.
+    ///
+    /// # Errors
+    /// Settings at odds, checkpoints or questions that cannot be read, videos with fewer candidates than key frames.
+    pub fn new(settings: Settings, observe: Observer) -> Result<Self> {
+        settings.evolve.check()?;
+        let device = Device::Cpu;
+        let (mllm, clip) = (&settings.models.mllm, &settings.models.clip);
+        let chat = Qwen2_5VlChat::load(mllm, DType::F32, &device)?;
+        let clip = Clip::load(clip, DType::F32, &device)?;
+        let sampler = match &settings.models.sampler {
+            Some(path) => UNet1d::load(path, &device)?,
+            None => UNet1d::init(&settings.evolve.sampler.network, settings.evolve.seed, &device)?,
+        };
+        let (mut train, validation) = questions(&settings, &clip, observe)?;
+        let learner = Learner::new(chat, &Checkpoint::open(mllm)?, clip, sampler, &settings.evolve)?;
+        if settings.evolve.sampler.learn && settings.evolve.sampler.worth == Worth::Difficulty {
+            let rollouts = settings.evaluation.pass_rate_rollouts;
+            let mut progress = |done, of| observe(Event::Preparing("pass rates", done, of));
+            pass_rates(learner.policy(), &mut train, &settings.evolve, rollouts, &mut progress)?;
+        }
+        let trainer = Trainer::new(settings.evolve.clone(), learner, train)?;
+        Ok(Self { settings, trainer, validation })
+    }
+
+    /// Trains to the last step, from where `run` was left.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; the message names the last good checkpoint. [`Error::Interrupted`] after saving, when the
+    /// observer says so.
+    pub fn run(&mut self, run: &Run, observe: Observer) -> Result<Report> {
+        let mut metrics = self.resume(run)?;
+        let mut evaluations = BTreeMap::new();
+        let every = self.settings.evaluation.every;
+        if every > 0 && self.trainer.progress.step == 0 {
+            self.evaluated(&mut metrics, &mut evaluations, observe)?;
+        }
+        let last = self.settings.evolve.steps;
+        while self.trainer.progress.step < last {
+            let tally = self.trainer.step().map_err(|error| told(error, run))?;
+            let step = self.trainer.progress.step;
+            let values: BTreeMap<String, f64> =
+                tally.values().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            metrics.log(step, &values)?;
+            let go_on = observe(Event::Step { step, values: &values });
+            let mut score = None;
+            if every > 0 && (step % every == 0 || step == last) {
+                score = Some(self.evaluated(&mut metrics, &mut evaluations, observe)?);
+            }
+            if step % self.settings.save_every.max(1) == 0 || step == last || score.is_some() || !go_on {
+                run.save(step, &self.snapshot()?, score)?;
+            }
+            if !go_on {
+                return Err(Error::Interrupted);
+            }
+        }
+        let best = run.best()?.map(|saved| saved.folder);
+        Ok(Report { evaluations, steps: last, best })
+    }
+
+    fn resume(&mut self, run: &Run) -> Result<Metrics> {
+        let Some(saved) = run.latest()? else { return Metrics::create(run.folder()) };
+        let (saved, snapshot) = Snapshot::load(&saved.folder)?;
+        self.trainer.progress = serde_json::from_value::<Progress>(snapshot.state)
+            .map_err(|cause| Error::checkpoint(&saved.folder, cause))?;
+        self.trainer.learner.restore(snapshot.tensors)?;
+        run.rewind(saved.step)?;
+        Metrics::resume(run.folder(), saved.step)
+    }
+
+    fn snapshot(&self) -> Result<Snapshot> {
+        let state = serde_json::to_value(self.trainer.progress)
+            .map_err(|cause| Error::Input(format!("checkpoint: {cause}")))?;
+        Ok(Snapshot { tensors: self.trainer.learner.files()?, state, files: BTreeMap::new() })
+    }
+
+    /// Greedy accuracy on the validation questions, logged and returned.
+    fn evaluated(
+        &self,
+        metrics: &mut Metrics,
+        evaluations: &mut BTreeMap<u64, Summary>,
+        observe: Observer,
+    ) -> Result<f64> {
+        let step = self.trainer.progress.step;
+        let summary = self.evaluate(&greedy(&self.settings.evolve.plan), &self.validation)?;
+        let mut values = BTreeMap::from([
+            ("eval_accuracy".to_owned(), summary.accuracy),
+            ("eval_evidence_recall".to_owned(), summary.evidence_recall),
+            ("eval_well_formed".to_owned(), summary.well_formed),
+        ]);
+        let families = summary.families.iter();
+        values.extend(families.map(|(name, share)| (format!("eval_accuracy/{name}"), *share)));
+        metrics.log(step, &values)?;
+        observe(Event::Evaluated { step, summary: &summary });
+        let accuracy = summary.accuracy;
+        evaluations.insert(step, summary);
+        Ok(accuracy)
+    }
+
+    /// Grades `tasks` with the models as they are.
+    ///
+    /// # Errors
+    /// As [`evaluate`].
+    pub fn evaluate(&self, plan: &Plan, tasks: &[Task]) -> Result<Summary> {
+        let policy = self.trainer.learner.policy();
+        let mut gallery = Gallery::new(GALLERY);
+        let graded = evaluate(policy, &mut gallery, tasks, plan, self.settings.evolve.seed, &mut |_| true)?;
+        Ok(summary(&graded))
+    }
+}
+
+/// The plan of an evaluation: greedy turns, and the sampler's largest weights where training draws.
+pub fn greedy(plan: &Plan) -> Plan {
+    let choosing = if plan.choosing == Choosing::Draw { Choosing::Largest } else { plan.choosing };
+    Plan { temperature: 0.0, choosing, ..plan.clone() }
+}
+
+fn told(error: Error, run: &Run) -> Error {
+    let good = run.latest().ok().flatten();
+    let good = good.map_or("none was saved yet".to_owned(), |saved| saved.folder.display().to_string());
+    match error {
+        Error::Interrupted => Error::Interrupted,
+        error => Error::Input(format!("training stopped: {error}; last good checkpoint: {good}")),
+    }
+}
+
+/// Training and validation questions.
+fn questions(settings: &Settings, clip: &Clip, observe: Observer) -> Result<(Vec<Task>, Vec<Task>)> {
+    let wanted = settings.evaluation.questions;
+    let (train, validation) = match &settings.data {
+        Data::World { seed, spec, videos } => {
+            let world = World::new(spec.clone(), *seed)?;
+            // Six families, and some videos have no question of one of them.
+            let enough = (wanted as u64).div_ceil(4);
+            let validation = balanced(world_tasks(&world, Split::Validation, 0..enough), wanted);
+            (world_tasks(&world, Split::Train, 0..*videos), validation)
+        }
+        Data::Files { train, validation, fps, cache } => {
+            let cache = cache.as_ref().map(FeatureCache::new);
+            let mut read = |path: &Path| file_tasks(path, *fps, clip, cache.as_ref(), observe);
+            let train = read(train)?;
+            let validation = validation.as_deref().map(&mut read).transpose()?.unwrap_or_default();
+            (train, validation.into_iter().take(wanted).collect())
+        }
+    };
+    let k = settings.evolve.plan.key_frames;
+    if let Some(task) = train.iter().chain(&validation).find(|task| task.footage.len() < k) {
+        return Err(Error::Input(format!(
+            "question {}: {k} key frames were asked for, but video {} has {} candidates",
+            task.id,
+            task.footage.id,
+            task.footage.len()
+        )));
+    }
+    if settings.evaluation.every > 0 && validation.is_empty() {
+        return Err(Error::Input(
+            "evaluation: expected validation questions, got none; name a file or set evaluation.every = 0"
+                .into(),
+        ));
+    }
+    Ok((train, validation))
+}
+
+fn file_tasks(
+    path: &Path,
+    fps: f64,
+    clip: &Clip,
+    cache: Option<&FeatureCache>,
+    observe: Observer,
+) -> Result<Vec<Task>> {
+    let read = samples::read(path)?;
+    for warning in &read.warnings {
+        tracing::warn!("{}: {warning}", path.display());
+    }
+    let mut footages: BTreeMap<PathBuf, Arc<Footage>> = BTreeMap::new();
+    let (mut tasks, total) = (vec![], read.samples.len());
+    for (done, sample) in read.samples.into_iter().enumerate() {
+        let footage = match footages.get(&sample.video) {
+            Some(footage) => footage.clone(),
+            None => {
+                let footage = Arc::new(Footage::of_file(&sample.video, fps, clip, cache)?);
+                footages.insert(sample.video.clone(), footage.clone());
+                footage
+            }
+        };
+        let seconds = |index: usize| (index as f64 * fps) as usize;
+        tasks.push(Task {
+            id: sample.id.into(),
+            question: sample.question,
+            answer: sample.answer,
+            pass_rate: sample.difficulty.map(|difficulty| 1.0 - difficulty),
+            family: sample.family.unwrap_or_else(|| "all".to_owned()).into(),
+            evidence: sample.evidence.iter().map(|range| seconds(range.start)..seconds(range.end)).collect(),
+            footage,
+        });
+        if !observe(Event::Preparing("videos", done + 1, total)) {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(tasks)
+}

@@ -1,0 +1,200 @@
+//! The models of a run: what learns, its twins that act, and the optimizers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+use super::config::{EvolveConfig, Learn};
+use super::rollout::Policy;
+use super::update::{Gradients, Pupil};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::models::clip::Clip;
+use crate::models::qwen2_5_vl::Qwen2_5Vl;
+use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use crate::models::unet1d::UNet1d;
+use crate::optim::{AdamW, Parameters, clip_grad_norm};
+
+/// The language model in training: tracked over variables, acting over the same storage.
+struct Tutored {
+    model: Qwen2_5Vl,
+    reference: Option<Qwen2_5Vl>,
+    parameters: Parameters,
+    optimizer: AdamW,
+}
+
+/// The sampler in training.
+struct Trained {
+    model: UNet1d,
+    parameters: Parameters,
+    optimizer: AdamW,
+}
+
+/// All models of a run.
+pub struct Learner {
+    /// Acts in rollouts; builds no graph and sees every step.
+    pub chat: Qwen2_5VlChat,
+    /// Frozen.
+    pub clip: Clip,
+    /// Acts in rollouts.
+    pub sampler: UNet1d,
+    language: Option<Tutored>,
+    weighing: Option<Trained>,
+}
+
+/// Groups of tensors by name: a checkpoint's files.
+pub type Files = BTreeMap<String, BTreeMap<String, Tensor>>;
+
+impl Learner {
+    /// Sets up what `config` lets learn. `weights` are those of `chat`'s checkpoint.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read.
+    pub fn new(
+        mut chat: Qwen2_5VlChat,
+        weights: &Checkpoint,
+        clip: Clip,
+        sampler: UNet1d,
+        config: &EvolveConfig,
+    ) -> Result<Self> {
+        let language = match config.model.learn {
+            Learn::Nothing => None,
+            Learn::Everything => Some(tutored(&mut chat, weights, config)?),
+        };
+        let weighing = match config.sampler.learn {
+            false => None,
+            true => {
+                let (model, vars) = sampler.trainable()?;
+                let optimizer = AdamW::new(config.sampler.rate.adamw.clone());
+                Some(Trained { model, parameters: Parameters::from(vars), optimizer })
+            }
+        };
+        let sampler = match &weighing {
+            Some(trained) => trained.model.detached()?,
+            None => sampler,
+        };
+        Ok(Self { chat, clip, sampler, language, weighing })
+    }
+
+    /// The acting models.
+    pub fn policy(&self) -> Policy<'_> {
+        Policy { chat: &self.chat, clip: Some(&self.clip), sampler: Some(&self.sampler) }
+    }
+
+    /// The language model in training, if it is.
+    pub fn pupil(&self, config: &EvolveConfig) -> Option<Pupil<'_>> {
+        self.language.as_ref().map(|language| Pupil {
+            model: &language.model,
+            reference: language.reference.as_ref(),
+            parameters: &language.parameters,
+            temperature: f64::from(config.plan.temperature),
+            micro_batch_tokens: config.micro_batch_tokens,
+        })
+    }
+
+    /// The sampler in training, if it is.
+    pub fn student(&self) -> Option<(&UNet1d, &Parameters)> {
+        self.weighing.as_ref().map(|trained| (&trained.model, &trained.parameters))
+    }
+
+    /// A step of the language model; returns the norm of the gradient before clipping.
+    ///
+    /// # Errors
+    /// A gradient that is not finite.
+    pub fn step_model(&mut self, mut gradients: Gradients, rate: f64, max_norm: f64) -> Result<f64> {
+        let Some(language) = &mut self.language else {
+            return Err(Error::Input("the language model does not learn in this run".to_owned()));
+        };
+        let norm = clip_grad_norm(&mut gradients, max_norm)?;
+        language.optimizer.step(&language.parameters, &gradients, rate)?;
+        Ok(norm)
+    }
+
+    /// A step of the sampler; returns the norm of the gradient before clipping.
+    ///
+    /// # Errors
+    /// A gradient that is not finite.
+    pub fn step_sampler(&mut self, mut gradients: Gradients, rate: f64, max_norm: f64) -> Result<f64> {
+        let Some(trained) = &mut self.weighing else {
+            return Err(Error::Input("the sampler does not learn in this run".to_owned()));
+        };
+        let norm = clip_grad_norm(&mut gradients, max_norm)?;
+        trained.optimizer.step(&trained.parameters, &gradients, rate)?;
+        Ok(norm)
+    }
+
+    /// Everything that a step changes.
+    ///
+    /// # Errors
+    /// As the tensor operations.
+    pub fn files(&self) -> Result<Files> {
+        let mut files = Files::new();
+        if let Some(language) = &self.language {
+            files.insert("model".into(), language.parameters.detached());
+            files.insert("model-optimizer".into(), language.optimizer.state()?);
+        }
+        if let Some(trained) = &self.weighing {
+            files.insert("sampler".into(), trained.parameters.detached());
+            files.insert("sampler-optimizer".into(), trained.optimizer.state()?);
+        }
+        Ok(files)
+    }
+
+    /// Puts back what [`Self::files`] gave.
+    ///
+    /// # Errors
+    /// Files of a run in which something else learned, tensors of other names or shapes.
+    pub fn restore(&mut self, mut files: Files) -> Result<()> {
+        let mut take = |name: &str| {
+            files
+                .remove(name)
+                .ok_or_else(|| Error::Input(format!("checkpoint: {name}.safetensors is missing")))
+        };
+        if let Some(language) = &mut self.language {
+            language.parameters.set(&take("model")?)?;
+            language.optimizer.restore(take("model-optimizer")?)?;
+        }
+        if let Some(trained) = &mut self.weighing {
+            trained.parameters.set(&take("sampler")?)?;
+            trained.optimizer.restore(take("sampler-optimizer")?)?;
+        }
+        match files.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                Err(Error::Input(format!("checkpoint: {name}.safetensors belongs to nothing that learns")))
+            }
+        }
+    }
+}
+
+fn tutored(chat: &mut Qwen2_5VlChat, weights: &Checkpoint, config: &EvolveConfig) -> Result<Tutored> {
+    let device = Device::Cpu;
+    let tensors = weights.tensors(DType::F32, &device)?;
+    let learns = |name: &str| !name.starts_with("visual.");
+    let (own, frozen): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        tensors.into_iter().partition(|(name, _)| learns(name));
+    let reference = match config.model.grpo.beta {
+        0.0 => None,
+        _ => {
+            let copies = own.iter().map(|(name, t)| Ok((name.clone(), t.copy()?)));
+            let copies: HashMap<String, Tensor> = copies.collect::<candle_core::Result<_>>()?;
+            Some(built(chat, copies.into_iter(), &frozen)?)
+        }
+    };
+    let parameters = Parameters::new(own)?;
+    let model = built(chat, parameters.tracked().into_iter(), &frozen)?;
+    chat.model = built(chat, parameters.detached().into_iter(), &frozen)?;
+    let optimizer = AdamW::new(config.model.rate.adamw.clone());
+    Ok(Tutored { model, reference, parameters, optimizer })
+}
+
+fn built(
+    chat: &Qwen2_5VlChat,
+    own: impl Iterator<Item = (String, Tensor)>,
+    frozen: &BTreeMap<String, Tensor>,
+) -> Result<Qwen2_5Vl> {
+    let all: HashMap<String, Tensor> =
+        own.chain(frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone()))).collect();
+    Ok(Qwen2_5Vl::new(&chat.model.config, VarBuilder::from_tensors(all, DType::F32, &Device::Cpu))?)
+}

@@ -1,0 +1,278 @@
+//! Joint evolution: the language model and the sampler learn from the same trajectories and the same reward.
+//!
+//! [`Trainer::step`] is one step from rollout to update, and the page to read first.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+use super::advantage::{Signal, baselined, difficulty_aware, group_relative, has_signal};
+use super::config::{EvolveConfig, Worth};
+use super::gallery::Gallery;
+use super::learner::Learner;
+use super::reward::{Outcome, Reward};
+use super::rollout::rollout;
+use super::tally::Tally;
+use super::trajectory::{Task, Trajectory};
+use super::update::{Weighed, log_probs_of, model_gradients, sampler_gradients};
+use crate::error::{Error, Result};
+use crate::text::Form;
+
+/// Bytes of frame features kept between steps.
+const GALLERY: usize = 1 << 30;
+
+/// Where a run stands; with the learner's files it is all that a resumed run needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Questions taken from the training set so far.
+    pub taken: u64,
+}
+
+/// The trajectories of one question with their rewards.
+struct Group {
+    task: Arc<Task>,
+    trajectories: Vec<Trajectory>,
+    rewards: Vec<Reward>,
+}
+
+/// A run.
+pub struct Trainer {
+    /// Its settings.
+    pub config: EvolveConfig,
+    /// Its models.
+    pub learner: Learner,
+    /// Where it stands.
+    pub progress: Progress,
+    tasks: Vec<Arc<Task>>,
+    gallery: Gallery,
+}
+
+impl Trainer {
+    /// A run over `tasks`, from its beginning.
+    ///
+    /// # Errors
+    /// Settings at odds, no tasks, tasks without a pass rate where the advantage needs one.
+    pub fn new(config: EvolveConfig, learner: Learner, tasks: Vec<Task>) -> Result<Self> {
+        config.check()?;
+        if tasks.is_empty() {
+            return Err(Error::Input("training: expected questions, got none".to_owned()));
+        }
+        let difficulty = config.sampler.learn && config.sampler.worth == Worth::Difficulty;
+        if let Some(task) = tasks.iter().find(|task| difficulty && task.pass_rate.is_none()) {
+            return Err(Error::Input(format!(
+                "question {}: sampler.worth \"difficulty\" needs a pass rate, and it has none; estimate them first",
+                task.id
+            )));
+        }
+        Ok(Self {
+            config,
+            learner,
+            progress: Progress { step: 0, taken: 0 },
+            tasks: tasks.into_iter().map(Arc::new).collect(),
+            gallery: Gallery::new(GALLERY),
+        })
+    }
+
+    /// Rollout, reward, update of both models. Returns the step's metrics under the field's names.
+    ///
+    /// # Errors
+    /// Frames that cannot be decoded; a loss or gradient that is not finite, before anything was changed by it.
+    pub fn step(&mut self) -> Result<Tally> {
+        let (start, mut tally) = (Instant::now(), Tally::default());
+        let groups = self.collect(&mut tally)?;
+        tally.sum("time/rollout", start.elapsed().as_secs_f64());
+        let advantages = self.advantages(&groups)?;
+
+        let at = Instant::now();
+        let step = self.progress.step;
+        let rate = self.config.model.rate.schedule(self.config.steps).rate(step);
+        let mut old: Option<Vec<Vec<f32>>> = None;
+        for iteration in 0..self.config.iterations {
+            let Some(pupil) = self.learner.pupil(&self.config) else { break };
+            let mut weighed: Vec<Weighed> = (groups.iter().flat_map(|group| &group.trajectories))
+                .zip(&advantages.model)
+                .map(|(trajectory, advantage)| Weighed {
+                    trajectory,
+                    advantage: f64::from(*advantage),
+                    old: None,
+                })
+                .collect();
+            if self.config.iterations > 1 && iteration == 0 {
+                old = Some(log_probs_of(&self.learner.chat.model, &weighed, &pupil)?);
+            }
+            if let Some(old) = old.as_ref().filter(|_| iteration > 0) {
+                weighed.iter_mut().zip(old).for_each(|(one, old)| one.old = Some(old));
+            }
+            if let Some(gradients) = model_gradients(&pupil, &weighed, &self.config.model, &mut tally)? {
+                let norm = self.learner.step_model(gradients, rate, self.config.model.rate.max_grad_norm)?;
+                tally.mean("grad_norm", norm, 1.0);
+                tally.max("learning_rate", rate);
+            }
+        }
+        tally.sum("time/model", at.elapsed().as_secs_f64());
+
+        let at = Instant::now();
+        if let Some((sampler, parameters)) = self.learner.student() {
+            let drawn: Vec<(&Trajectory, f64)> = (groups.iter().flat_map(|group| &group.trajectories))
+                .zip(advantages.sampler.iter().map(|advantage| f64::from(*advantage)))
+                .collect();
+            let config = &self.config.sampler;
+            if let Some(gradients) = sampler_gradients(sampler, parameters, &drawn, config, &mut tally)? {
+                let rate = config.rate.schedule(self.config.steps).rate(step);
+                let norm =
+                    self.learner.step_sampler(gradients, rate, self.config.sampler.rate.max_grad_norm)?;
+                tally.mean("sampler/grad_norm", norm, 1.0);
+                tally.max("sampler/learning_rate", rate);
+            }
+        }
+        tally.sum("time/sampler", at.elapsed().as_secs_f64());
+        self.progress.step += 1;
+        tally.sum("step_time", start.elapsed().as_secs_f64());
+        Ok(tally)
+    }
+
+    /// Trajectories of the step's questions. Questions without a signal are replaced as often as the settings allow.
+    fn collect(&mut self, tally: &mut Tally) -> Result<Vec<Group>> {
+        let mut groups: Vec<Group> = vec![];
+        let wanted = self.config.questions;
+        for round in 0..=self.config.resample {
+            let tasks = self.next_tasks(wanted - groups.len());
+            let scored = self.scored(&tasks)?;
+            self.report(&scored, tally)?;
+            let last = round == self.config.resample;
+            groups.extend(scored.into_iter().filter(|group| {
+                let rewards: Vec<Option<f32>> = group.rewards.iter().map(|r| Some(r.total)).collect();
+                last || has_signal(&rewards)
+            }));
+            if groups.len() >= wanted {
+                break;
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The next questions; every pass over the training set is in an order of its own.
+    fn next_tasks(&mut self, count: usize) -> Vec<Arc<Task>> {
+        let total = self.tasks.len() as u64;
+        let mut picked = Vec::with_capacity(count);
+        let mut order: Option<(u64, Vec<usize>)> = None;
+        for _ in 0..count {
+            let (pass, place) = (self.progress.taken / total, self.progress.taken % total);
+            if order.as_ref().is_none_or(|(of, _)| *of != pass) {
+                let mut shuffled: Vec<usize> = (0..self.tasks.len()).collect();
+                shuffled
+                    .shuffle(&mut StdRng::seed_from_u64(self.config.seed ^ pass.wrapping_mul(0x9E37_79B9)));
+                order = Some((pass, shuffled));
+            }
+            if let Some((_, order)) = &order {
+                picked.push(self.tasks[order[place as usize]].clone());
+            }
+            self.progress.taken += 1;
+        }
+        picked
+    }
+
+    fn scored(&mut self, tasks: &[Arc<Task>]) -> Result<Vec<Group>> {
+        // `taken` also tells the rounds of a step apart.
+        let seed = self.config.seed.wrapping_mul(0x0100_0000_01B3) ^ self.progress.taken;
+        let plain: Vec<Task> = tasks.iter().map(|task| Task::clone(task)).collect();
+        let policy = self.learner.policy();
+        let (plan, generations) = (&self.config.plan, self.config.generations);
+        let trajectories = rollout(policy, &mut self.gallery, &plain, plan, generations, seed)?;
+        let mut groups = vec![];
+        for (task, trajectories) in tasks.iter().zip(trajectories) {
+            let rewards =
+                trajectories.iter().map(|trajectory| self.reward(trajectory)).collect::<Result<_>>()?;
+            groups.push(Group { task: task.clone(), trajectories, rewards });
+        }
+        if self.config.shuffle_rewards {
+            let mut all: Vec<Reward> = groups.iter().flat_map(|group| group.rewards.clone()).collect();
+            all.shuffle(&mut StdRng::seed_from_u64(seed));
+            let mut dealt = all.into_iter();
+            groups
+                .iter_mut()
+                .flat_map(|group| &mut group.rewards)
+                .zip(dealt.by_ref())
+                .for_each(|(r, new)| *r = new);
+        }
+        Ok(groups)
+    }
+
+    fn reward(&self, trajectory: &Trajectory) -> Result<Reward> {
+        let similarity: Vec<Vec<f32>> = match &trajectory.similarity {
+            Some(similarity) => similarity.to_dtype(candle_core::DType::F32)?.to_vec2()?,
+            None => vec![],
+        };
+        let outcome = Outcome {
+            right: trajectory.right,
+            well_formed: trajectory.well_formed(),
+            similarity: &similarity,
+        };
+        Reward::of(&outcome, &self.config.reward)
+    }
+
+    fn advantages(&self, groups: &[Group]) -> Result<Advantages> {
+        let size = self.config.generations as usize;
+        let rewards: Vec<Option<f32>> =
+            groups.iter().flat_map(|group| group.rewards.iter().map(|r| Some(r.total))).collect();
+        let sampler = match self.config.sampler.worth {
+            Worth::Reward(baseline) => baselined(&rewards, size, baseline),
+            Worth::Difficulty => {
+                let mut all = vec![];
+                for group in groups {
+                    let pass_rate = f64::from(group.task.pass_rate.unwrap_or_default());
+                    for reward in &group.rewards {
+                        all.push(difficulty_aware(reward.accuracy > 0.5, pass_rate)? as f32);
+                    }
+                }
+                all
+            }
+        };
+        Ok(Advantages { model: group_relative(&rewards, size, self.config.model.scale), sampler })
+    }
+
+    fn report(&self, groups: &[Group], tally: &mut Tally) -> Result<()> {
+        let (mut rewards, mut right) = (vec![], vec![]);
+        for group in groups {
+            for (trajectory, reward) in group.trajectories.iter().zip(&group.rewards) {
+                reward.parts().into_iter().for_each(|(name, value)| tally.mean(name, f64::from(value), 1.0));
+                rewards.push(Some(reward.total));
+                right.push(Some(reward.accuracy));
+                let turns = trajectory.asked.iter().chain([&trajectory.answered]);
+                let tokens: usize = turns.clone().map(|turn| turn.completion.tokens.len()).sum();
+                tally.mean("completions/mean_length", tokens as f64, 1.0);
+                let cut = turns.clone().any(|turn| turn.truncated());
+                tally.mean("completions/clipped_ratio", f64::from(u8::from(cut)), 1.0);
+                if let Some(queries) = &trajectory.queries {
+                    tally.mean("queries/count", queries.queries.len() as f64, 1.0);
+                    let fallback = f64::from(u8::from(queries.form == Form::Fallback));
+                    tally.mean("queries/fallback", fallback, 1.0);
+                }
+                if let Some(recall) = trajectory.evidence_recall(&group.task.evidence) {
+                    tally.mean("evidence_recall", recall, 1.0);
+                }
+            }
+        }
+        let signal = Signal::count(&rewards, &right, self.config.generations as usize)?;
+        tally.mean(
+            "frac_reward_zero_std",
+            signal.zero_std_share() * groups.len() as f64,
+            groups.len() as f64,
+        );
+        tally.sum("groups_all_right", signal.all_right as f64);
+        tally.sum("groups_all_wrong", signal.all_wrong as f64);
+        Ok(())
+    }
+}
+
+/// What each trajectory was worth to either model.
+struct Advantages {
+    model: Vec<f32>,
+    sampler: Vec<f32>,
+}

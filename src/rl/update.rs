@@ -1,0 +1,322 @@
+//! Gradients of one optimizer step from scored trajectories: GRPO for the language model, REINFORCE for the sampler.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use super::config::{ModelConfig, SamplerConfig};
+use super::grpo::{Completions, Totals, grpo_loss};
+use super::reinforce::{Drawn, reinforce_loss};
+use super::tally::Tally;
+use super::trajectory::{Spoken, Trajectory};
+use crate::error::{Error, Result};
+use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
+use crate::models::unet1d::UNet1d;
+use crate::ops::log_prob::{TokenLogProbs, log_probs};
+use crate::optim::Parameters;
+
+/// Gradients by parameter.
+pub type Gradients = BTreeMap<String, Tensor>;
+
+/// Matrices that go through the sampler together.
+const MATRICES: usize = 16;
+
+/// A trajectory with what it was worth to the language model.
+#[derive(Debug, Clone, Copy)]
+pub struct Weighed<'a> {
+    /// The trajectory.
+    pub trajectory: &'a Trajectory,
+    /// Its advantage.
+    pub advantage: f64,
+    /// Log-probabilities of its tokens when it was written; `None` in the first iteration.
+    pub old: Option<&'a [f32]>,
+}
+
+impl<'a> Weighed<'a> {
+    fn turns(&self) -> impl Iterator<Item = &'a Spoken> {
+        self.trajectory.asked.iter().chain([&self.trajectory.answered])
+    }
+
+    /// Generated tokens of both turns.
+    fn tokens(&self) -> usize {
+        self.turns().map(|turn| turn.completion.tokens.len()).sum()
+    }
+
+    /// Tokens that go through the model for it.
+    fn length(&self) -> usize {
+        self.turns().map(|turn| turn.prompt.input_ids.len()).sum::<usize>() + self.tokens()
+    }
+
+    fn truncated(&self) -> bool {
+        self.turns().any(Spoken::truncated)
+    }
+}
+
+/// The language model in training.
+#[derive(Clone, Copy)]
+pub struct Pupil<'a> {
+    /// Tracked.
+    pub model: &'a Qwen2_5Vl,
+    /// What the divergence is measured from.
+    pub reference: Option<&'a Qwen2_5Vl>,
+    /// What learns.
+    pub parameters: &'a Parameters,
+    /// Sampling temperature, which shapes the trained distribution too.
+    pub temperature: f64,
+    /// Tokens of a micro-batch.
+    pub micro_batch_tokens: usize,
+}
+
+/// Runs of trajectories of at most `limit` tokens; a longer one is alone.
+fn micro_batches<'a, 'b>(weighed: &'b [Weighed<'a>], limit: usize) -> Vec<&'b [Weighed<'a>]> {
+    let (mut batches, mut start, mut tokens) = (vec![], 0, 0);
+    for (i, one) in weighed.iter().enumerate() {
+        if i > start && tokens + one.length() > limit {
+            batches.push(&weighed[start..i]);
+            (start, tokens) = (i, 0);
+        }
+        tokens += one.length();
+    }
+    if start < weighed.len() {
+        batches.push(&weighed[start..]);
+    }
+    batches
+}
+
+/// A micro-batch with its prompts and completions as one row of tokens.
+struct Packed {
+    prompts: Vec<Prompt>,
+    /// Rows of the hidden states that predict the completions' tokens.
+    rows: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+fn packed(batch: &[Weighed]) -> Packed {
+    let (mut prompts, mut rows, mut targets, mut start) = (vec![], vec![], vec![], 0);
+    for turn in batch.iter().flat_map(Weighed::turns) {
+        let tokens = &turn.completion.tokens;
+        let mut input_ids = turn.prompt.input_ids.clone();
+        let first = start + input_ids.len() - 1;
+        rows.extend((first..first + tokens.len()).map(|row| row as u32));
+        targets.extend(tokens);
+        // The last token predicts nothing that is trained.
+        input_ids.extend(tokens.iter().take(tokens.len().saturating_sub(1)));
+        start += input_ids.len();
+        prompts.push(Prompt {
+            input_ids,
+            media: turn.prompt.media.clone(),
+            features: turn.prompt.features.clone(),
+        });
+    }
+    Packed { prompts, rows, targets }
+}
+
+/// Log-probabilities of each trajectory's tokens under an untracked `model`.
+///
+/// # Errors
+/// As the model.
+pub fn log_probs_of(model: &Qwen2_5Vl, weighed: &[Weighed], pupil: &Pupil) -> Result<Vec<Vec<f32>>> {
+    let mut all = vec![];
+    for batch in micro_batches(weighed, pupil.micro_batch_tokens) {
+        let packed = packed(batch);
+        let hidden = model.hidden_packed(&model.pack(&packed.prompts)?)?;
+        let chosen = chosen(model, &hidden, &packed, pupil.temperature)?.log_probs.to_vec1::<f32>()?;
+        let mut rest = chosen.as_slice();
+        for one in batch {
+            let (head, tail) = rest.split_at(one.tokens());
+            all.push(head.to_vec());
+            rest = tail;
+        }
+    }
+    Ok(all)
+}
+
+fn chosen(
+    model: &Qwen2_5Vl,
+    hidden: &Tensor,
+    packed: &Packed,
+    temperature: f64,
+) -> candle_core::Result<TokenLogProbs> {
+    let rows = Tensor::new(packed.rows.as_slice(), hidden.device())?;
+    log_probs(&hidden.index_select(&rows, 0)?, model.text().head(), &packed.targets, temperature)
+}
+
+/// GRPO: the gradients of the parameters, `None` when no trajectory carries a signal.
+///
+/// A trajectory is one completion: the tokens of both turns. Those of advantage 0 are not computed where nothing but the
+/// advantage could move the model; they count in what the loss is divided by.
+///
+/// # Errors
+/// A parameter without a gradient, a loss that is not finite, as the model.
+pub fn model_gradients(
+    pupil: &Pupil,
+    weighed: &[Weighed],
+    config: &ModelConfig,
+    tally: &mut Tally,
+) -> Result<Option<Gradients>> {
+    let rows: Vec<usize> = weighed.iter().map(Weighed::tokens).collect();
+    let mask = vec![true; rows.iter().sum()];
+    let truncated: Vec<bool> = weighed.iter().map(Weighed::truncated).collect();
+    let advantages: Vec<f64> = weighed.iter().map(|one| one.advantage).collect();
+    let grpo = &config.grpo;
+    if grpo.top_entropy < 1.0 {
+        return Err(Error::Input(
+            "config: model.grpo.top_entropy below 1 is not supported in joint training".into(),
+        ));
+    }
+    let all = Completions {
+        rows: &rows,
+        mask: &mask,
+        truncated: &truncated,
+        advantages: &advantages,
+        old_log_probs: None,
+        ref_log_probs: None,
+        entropies: None,
+    };
+    // Counting needs neither a reference nor entropies.
+    let counting = super::grpo::GrpoConfig { beta: 0.0, entropy_bonus: 0.0, ..*grpo };
+    let totals = Totals::over(&[all], &counting)?;
+    let advantage_alone = grpo.beta == 0.0 && grpo.entropy_bonus == 0.0;
+    let moving: Vec<Weighed> =
+        weighed.iter().copied().filter(|one| one.advantage != 0.0 || !advantage_alone).collect();
+    let mut sum: Option<Gradients> = None;
+    for batch in micro_batches(&moving, pupil.micro_batch_tokens) {
+        let gradients = batch_gradients(pupil, batch, &totals, config, tally)?;
+        sum = Some(match sum {
+            None => gradients,
+            Some(sum) => added(sum, &gradients)?,
+        });
+    }
+    Ok(sum)
+}
+
+fn added(sum: Gradients, more: &Gradients) -> Result<Gradients> {
+    let one = |(name, gradient): (String, Tensor)| match more.get(&name) {
+        Some(other) => Ok((name, (gradient + other)?)),
+        None => Ok((name, gradient)),
+    };
+    sum.into_iter().map(one).collect()
+}
+
+fn batch_gradients(
+    pupil: &Pupil,
+    batch: &[Weighed],
+    totals: &Totals,
+    config: &ModelConfig,
+    tally: &mut Tally,
+) -> Result<Gradients> {
+    let packed = packed(batch);
+    let rows: Vec<usize> = batch.iter().map(Weighed::tokens).collect();
+    let mask = vec![true; packed.targets.len()];
+    let truncated: Vec<bool> = batch.iter().map(Weighed::truncated).collect();
+    let advantages: Vec<f64> = batch.iter().map(|one| one.advantage).collect();
+    let input = pupil.model.pack(&packed.prompts)?;
+    let reference = match pupil.reference {
+        Some(model) if config.grpo.beta != 0.0 => {
+            let hidden = model.hidden_packed(&input)?;
+            Some(chosen(model, &hidden, &packed, pupil.temperature)?.log_probs)
+        }
+        _ => None,
+    };
+    let old: Option<Vec<f32>> =
+        batch.iter().map(|one| one.old).collect::<Option<Vec<_>>>().map(|o| o.concat());
+    let old = old.map(|old| Tensor::new(old, &candle_core::Device::Cpu)).transpose()?;
+    let written: Vec<f32> =
+        batch.iter().flat_map(Weighed::turns).flat_map(|turn| turn.completion.log_probs.clone()).collect();
+
+    let mut outcome = None;
+    let mut loss_of = |hidden: &Tensor| -> Result<Tensor> {
+        let chosen = chosen(pupil.model, hidden, &packed, pupil.temperature)?;
+        let completions = Completions {
+            rows: &rows,
+            mask: &mask,
+            truncated: &truncated,
+            advantages: &advantages,
+            old_log_probs: old.as_ref(),
+            ref_log_probs: reference.as_ref(),
+            entropies: Some(&chosen.entropies),
+        };
+        let loss = grpo_loss(&chosen.log_probs, &completions, totals, &config.grpo)?;
+        outcome = Some((loss.metrics, chosen.log_probs.detach()));
+        Ok(loss.loss)
+    };
+    let (loss, store) = if config.checkpointing {
+        pupil
+            .model
+            .backward_checkpointed(&input, |hidden| loss_of(hidden).map_err(candle_core::Error::wrap))?
+    } else {
+        let loss = loss_of(&pupil.model.hidden_packed(&input)?)?;
+        let store = loss.backward()?;
+        (loss, store)
+    };
+    let loss = f64::from(loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
+    if !loss.is_finite() {
+        return Err(Error::Input(format!("the loss of the language model is {loss}")));
+    }
+    tally.sum("loss", loss);
+    if let Some((metrics, log_probs)) = outcome {
+        tally.merge(&metrics);
+        if old.is_none() {
+            difference(&log_probs.to_vec1()?, &written, tally);
+        }
+    }
+    Ok(pupil.parameters.gradients(&store)?)
+}
+
+/// How far the log-probabilities of the rollout are from those of the trainer.
+fn difference(trained: &[f32], written: &[f32], tally: &mut Tally) {
+    for (a, b) in trained.iter().zip(written) {
+        let difference = f64::from((a - b).abs());
+        tally.mean("sampling/sampling_logp_difference/mean", difference, 1.0);
+        tally.max("sampling/sampling_logp_difference/max", difference);
+    }
+}
+
+/// REINFORCE: the gradients of the sampler's parameters, `None` when no draw carries a signal.
+///
+/// # Errors
+/// A parameter without a gradient, trajectories without a similarity matrix.
+pub fn sampler_gradients(
+    sampler: &UNet1d,
+    parameters: &Parameters,
+    drawn: &[(&Trajectory, f64)],
+    config: &SamplerConfig,
+    tally: &mut Tally,
+) -> Result<Option<Gradients>> {
+    // Generations with the same queries share their matrix, and so one pass.
+    let mut by_matrix: Vec<(&Tensor, Vec<(&Trajectory, f64)>)> = vec![];
+    for &(trajectory, advantage) in drawn {
+        let Some(similarity) = &trajectory.similarity else {
+            return Err(Error::Input("sampler update: a trajectory without similarities".to_owned()));
+        };
+        match by_matrix.iter_mut().find(|(known, _)| known.id() == similarity.id()) {
+            Some((_, draws)) => draws.push((trajectory, advantage)),
+            None => by_matrix.push((similarity, vec![(trajectory, advantage)])),
+        }
+    }
+    if config.reinforce.entropy_bonus == 0.0 {
+        by_matrix.retain(|(_, draws)| draws.iter().any(|(_, advantage)| *advantage != 0.0));
+    }
+    let mut sum: Option<Gradients> = None;
+    for matrices in by_matrix.chunks(MATRICES) {
+        let inputs: Vec<Tensor> = matrices.iter().map(|(similarity, _)| (*similarity).clone()).collect();
+        let logits = sampler.forward_batch(&inputs)?;
+        let draws: Vec<Drawn> = (logits.iter().zip(matrices))
+            .flat_map(|(logits, (_, draws))| {
+                draws.iter().map(move |(trajectory, advantage)| Drawn {
+                    logits,
+                    picks: &trajectory.selection.draw_order,
+                    advantage: *advantage,
+                })
+            })
+            .collect();
+        let loss = reinforce_loss(&draws, drawn.len(), &config.reinforce)?;
+        tally.merge(&loss.metrics);
+        let gradients = parameters.gradients(&loss.loss.backward()?)?;
+        sum = Some(match sum {
+            None => gradients,
+            Some(sum) => added(sum, &gradients)?,
+        });
+    }
+    Ok(sum)
+}

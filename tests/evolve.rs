@@ -1,0 +1,380 @@
+//! Joint training on tiny random models: what a step must and must not do, whatever was learned before.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor};
+use msjoe::checkpoint::random::{self, ClipSpec, QwenSpec};
+use msjoe::checkpoint::{Checkpoint, write_safetensors};
+use msjoe::data::world::{Spec, Split, World, vocabulary};
+use msjoe::models::clip::Clip;
+use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use msjoe::models::unet1d::{self, UNet1d};
+use msjoe::optim::AdamWConfig;
+use msjoe::rl::advantage::Baseline;
+use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig, SamplerConfig, Worth};
+use msjoe::rl::evolve::{Data, Evaluation, Evolution, Models, Settings};
+use msjoe::rl::gallery::Gallery;
+use msjoe::rl::learner::Learner;
+use msjoe::rl::plan::{Choosing, Plan, Shown};
+use msjoe::rl::reward::{Peak, RewardConfig};
+use msjoe::rl::rollout::rollout;
+use msjoe::rl::run::{Build, Run};
+use msjoe::rl::tally::Tally;
+use msjoe::rl::tasks::world_tasks;
+use msjoe::rl::trainer::Trainer;
+use msjoe::rl::trajectory::{Task, Trajectory};
+use msjoe::rl::update::{Gradients, Weighed, model_gradients, sampler_gradients};
+use msjoe::supervised::lessons::{Lesson, conversation};
+use msjoe::supervised::turns::{Learn as Learned, TurnTrainer};
+use tempfile::TempDir;
+
+fn checkpoints(dir: &Path) {
+    let words: Vec<String> = vocabulary().into_iter().map(str::to_owned).collect();
+    let tags = ["<think>", "</think>", "<query>", "</query>", "<answer>", "</answer>"];
+    let qwen = QwenSpec {
+        hidden: 32,
+        intermediate: 48,
+        heads: 2,
+        kv_heads: 1,
+        vision_hidden: 16,
+        vision_intermediate: 24,
+        vision_depth: 1,
+        vision_heads: 2,
+        full_attention: vec![0],
+        max_positions: 512,
+        tied: true,
+        std: 0.2,
+        embedding_std: 0.3,
+        words: words.clone(),
+        tags: tags.map(str::to_owned).to_vec(),
+        ..QwenSpec::default()
+    };
+    random::qwen2_5_vl(dir.join("mllm"), &qwen, 3).unwrap();
+    std::fs::write(dir.join("mllm/msjoe.json"), r#"{ "dialogue": "brief" }"#).unwrap();
+    let clip = ClipSpec {
+        image_size: 28,
+        vision_hidden: 16,
+        vision_layers: 1,
+        text_hidden: 16,
+        text_layers: 1,
+        projection: 8,
+        words,
+        ..ClipSpec::default()
+    };
+    random::clip(dir.join("clip"), &clip, 3).unwrap();
+}
+
+fn config() -> EvolveConfig {
+    EvolveConfig {
+        seed: 11,
+        steps: 4,
+        questions: 3,
+        generations: 4,
+        plan: Plan {
+            key_frames: 4,
+            previews: Some(2),
+            query_tokens: 24,
+            answer_tokens: 8,
+            temperature: 1.0,
+            ..Plan::default()
+        },
+        // A model this small is rarely right: what its queries find is what rewards differ by.
+        reward: RewardConfig {
+            info: 1.0,
+            peak: Peak::Deviation { threshold: 2.0 },
+            ..RewardConfig::default()
+        },
+        model: ModelConfig {
+            rate: msjoe::rl::config::Rate { peak: 1e-2, warmup: 0, ..Default::default() },
+            ..ModelConfig::default()
+        },
+        sampler: SamplerConfig {
+            network: unet1d::Config { channels: vec![8, 8], stem: 4, groups: 2, kernel: 3 },
+            rate: msjoe::rl::config::Rate { peak: 1e-2, warmup: 0, ..Default::default() },
+            ..SamplerConfig::default()
+        },
+        ..EvolveConfig::default()
+    }
+}
+
+fn world() -> World {
+    World::new(Spec::short(), 5).unwrap()
+}
+
+fn tasks() -> Vec<Task> {
+    let tasks = world_tasks(&world(), Split::Train, 0..12);
+    tasks.into_iter().filter(|task| task.footage.len() >= 8).collect()
+}
+
+fn learner(dir: &Path, config: &EvolveConfig) -> Learner {
+    let chat = Qwen2_5VlChat::load(dir.join("mllm"), DType::F32, &Device::Cpu).unwrap();
+    let clip = Clip::load(&dir.join("clip"), DType::F32, &Device::Cpu).unwrap();
+    let sampler = UNet1d::init(&config.sampler.network, 1, &Device::Cpu).unwrap();
+    let weights = Checkpoint::open(dir.join("mllm")).unwrap();
+    Learner::new(chat, &weights, clip, sampler, config).unwrap()
+}
+
+/// A folder with the checkpoints, and the settings. The language model was taught the form of its turns, so that what it
+/// says, and with it the reward, differs from one generation to the next.
+fn setting() -> (&'static TempDir, EvolveConfig) {
+    static TAUGHT: OnceLock<TempDir> = OnceLock::new();
+    let dir = TAUGHT.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        checkpoints(dir.path());
+        teach(&dir.path().join("mllm"));
+        dir
+    });
+    (dir, config())
+}
+
+fn teach(dir: &Path) {
+    let mut trainer = TurnTrainer::new(dir, &Device::Cpu, Learned::Text, AdamWConfig::default()).unwrap();
+    let world = world();
+    let mut losses = vec![];
+    for step in 0..120u64 {
+        let one =
+            |i| conversation(&world, if i % 2 == 0 { Lesson::Ask } else { Lesson::Watch }, 8 * step + i);
+        let batch: Vec<_> = (0..8).map(one).collect();
+        losses.push(trainer.step(&batch, 1e-2).unwrap().loss);
+    }
+    assert!(losses[119] < 0.5 * losses[0], "the lessons taught nothing: {} to {}", losses[0], losses[119]);
+    write_safetensors(&dir.join("model.safetensors"), &trainer.parameters.detached(), None).unwrap();
+}
+
+fn trajectories(learner: &Learner, config: &EvolveConfig, tasks: &[Task]) -> Vec<Trajectory> {
+    let mut gallery = Gallery::new(1 << 24);
+    let groups =
+        rollout(learner.policy(), &mut gallery, tasks, &config.plan, config.generations, config.seed)
+            .unwrap();
+    groups.into_iter().flatten().collect()
+}
+
+fn weighed(trajectories: &[Trajectory]) -> Vec<Weighed<'_>> {
+    let advantage = |i: usize| [1.0, -0.5, 0.25, -0.75][i % 4];
+    let one = |(i, trajectory)| Weighed { trajectory, advantage: advantage(i), old: None };
+    trajectories.iter().enumerate().map(one).collect()
+}
+
+fn difference(a: &Gradients, b: &Gradients) -> f64 {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    let norm = |t: &Tensor| f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+    let (mut off, mut all) = (0.0, 0.0);
+    for (name, a) in a {
+        off += norm(&(a - &b[name]).unwrap());
+        all += norm(a);
+    }
+    assert!(all > 0.0, "no gradient at all");
+    (off / all).sqrt()
+}
+
+fn values(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<f32>> {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+    tensors.iter().map(|(name, tensor)| (name.clone(), flat(tensor))).collect()
+}
+
+#[test]
+fn a_trajectory_does_not_depend_on_what_runs_beside_it() {
+    let (dir, config) = setting();
+    let learner = learner(dir.path(), &config);
+    let tasks = tasks();
+    let together = trajectories(&learner, &config, &tasks[..3]);
+    let alone = trajectories(&learner, &config, &tasks[1..2]);
+    for (a, b) in together[4..8].iter().zip(&alone) {
+        assert_eq!(a.asked.as_ref().unwrap().completion.tokens, b.asked.as_ref().unwrap().completion.tokens);
+        assert_eq!(a.selection.draw_order, b.selection.draw_order);
+        assert_eq!(a.answered.completion.tokens, b.answered.completion.tokens);
+    }
+    let texts: std::collections::BTreeSet<_> =
+        alone.iter().map(|t| t.asked.as_ref().unwrap().text.clone()).collect();
+    assert!(texts.len() > 1, "generations of one question must differ, got {texts:?}");
+}
+
+#[test]
+fn rollout_and_trainer_agree_and_the_first_ratio_is_one() {
+    let (dir, config) = setting();
+    let learner = learner(dir.path(), &config);
+    let trajectories = trajectories(&learner, &config, &tasks()[..2]);
+    let pupil = learner.pupil(&config).unwrap();
+    let mut tally = Tally::default();
+    model_gradients(&pupil, &weighed(&trajectories), &config.model, &mut tally).unwrap().unwrap();
+    assert_eq!(tally.get("ratio"), Some(1.0));
+    let gap = tally.get("sampling/sampling_logp_difference/max").unwrap();
+    assert!(gap < 1e-4, "rollout and trainer differ by {gap}");
+}
+
+#[test]
+fn micro_batches_add_up_to_one_batch() {
+    let (dir, config) = setting();
+    let learner = learner(dir.path(), &config);
+    let trajectories = trajectories(&learner, &config, &tasks()[..2]);
+    let weighed = weighed(&trajectories);
+    for checkpointing in [false, true] {
+        let model = ModelConfig { checkpointing, ..config.model.clone() };
+        let gradients = |tokens: usize| {
+            let pupil =
+                learner.pupil(&EvolveConfig { micro_batch_tokens: tokens, ..config.clone() }).unwrap();
+            model_gradients(&pupil, &weighed, &model, &mut Tally::default()).unwrap().unwrap()
+        };
+        let off = difference(&gradients(1 << 20), &gradients(1));
+        assert!(off < 1e-5, "checkpointing {checkpointing}: {off}");
+    }
+}
+
+#[test]
+fn recomputed_layers_give_the_same_gradient() {
+    let (dir, config) = setting();
+    let learner = learner(dir.path(), &config);
+    let trajectories = trajectories(&learner, &config, &tasks()[..1]);
+    let pupil = learner.pupil(&config).unwrap();
+    let gradients = |checkpointing: bool| {
+        let model = ModelConfig { checkpointing, ..config.model.clone() };
+        model_gradients(&pupil, &weighed(&trajectories), &model, &mut Tally::default()).unwrap().unwrap()
+    };
+    let off = difference(&gradients(true), &gradients(false));
+    assert!(off < 1e-6, "{off}");
+}
+
+#[test]
+fn trajectories_without_a_signal_change_nothing() {
+    let (dir, config) = setting();
+    let learner = learner(dir.path(), &config);
+    let trajectories = trajectories(&learner, &config, &tasks()[..1]);
+    let silent: Vec<Weighed> =
+        weighed(&trajectories).into_iter().map(|one| Weighed { advantage: 0.0, ..one }).collect();
+    let pupil = learner.pupil(&config).unwrap();
+    assert!(model_gradients(&pupil, &silent, &config.model, &mut Tally::default()).unwrap().is_none());
+    let (sampler, parameters) = learner.student().unwrap();
+    let drawn: Vec<(&Trajectory, f64)> = trajectories.iter().map(|trajectory| (trajectory, 0.0)).collect();
+    let gradients =
+        sampler_gradients(sampler, parameters, &drawn, &config.sampler, &mut Tally::default()).unwrap();
+    assert!(gradients.is_none());
+}
+
+#[test]
+fn a_frame_goes_through_the_vision_tower_once() {
+    let (dir, config) = setting();
+    let learner = learner(dir.path(), &config);
+    let tasks = tasks();
+    let mut gallery = Gallery::new(1 << 24);
+    let mut roll = || {
+        rollout(learner.policy(), &mut gallery, &tasks[..2], &config.plan, 4, 7).unwrap();
+        (gallery.encoded, gallery.shown)
+    };
+    let (encoded, shown) = roll();
+    assert!(encoded < shown, "{encoded} of {shown} slices were encoded");
+    assert_eq!(roll(), (encoded, 2 * shown), "the second rollout shows the same frames and encodes none");
+}
+
+#[test]
+fn both_ways_of_showing_key_frames_train() {
+    let (dir, config) = setting();
+    for show in [Shown::Images, Shown::Video] {
+        let config = EvolveConfig { plan: Plan { show, ..config.plan.clone() }, ..config.clone() };
+        let learner = learner(dir.path(), &config);
+        let trajectories = trajectories(&learner, &config, &tasks()[..1]);
+        let pupil = learner.pupil(&config).unwrap();
+        let mut tally = Tally::default();
+        model_gradients(&pupil, &weighed(&trajectories), &config.model, &mut tally).unwrap().unwrap();
+        assert!(tally.get("sampling/sampling_logp_difference/max").unwrap() < 1e-4, "{show:?}");
+    }
+}
+
+#[test]
+fn a_step_changes_what_learns_and_nothing_else() {
+    let (dir, config) = setting();
+    for (model, sampler) in [(true, false), (false, true), (true, true)] {
+        let mut config = config.clone();
+        config.model.learn = if model { Learn::Everything } else { Learn::Nothing };
+        config.sampler.learn = sampler;
+        config.sampler.worth = Worth::Reward(Baseline::GroupMean);
+        let mut trainer = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();
+        let files = trainer.learner.files().unwrap();
+        let before: BTreeMap<_, _> = files.iter().map(|(name, t)| (name.clone(), values(t))).collect();
+        let tally = trainer.step().unwrap();
+        assert!(tally.get("frac_reward_zero_std").unwrap() < 1.0, "the test needs a step with a signal");
+        let after = trainer.learner.files().unwrap();
+        assert_eq!(after.contains_key("model"), model);
+        assert_eq!(after.contains_key("sampler"), sampler);
+        for (name, tensors) in &after {
+            assert_ne!(before[name], values(tensors), "{name} did not change");
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
+    let (dir, config) = setting();
+    let settings = Settings {
+        models: Models { mllm: dir.path().join("mllm"), clip: dir.path().join("clip"), sampler: None },
+        data: Data::World { seed: 5, spec: Spec { ..Spec::short() }, videos: 12 },
+        evaluation: Evaluation { every: 2, questions: 12, ..Evaluation::default() },
+        save_every: 1,
+        evolve: EvolveConfig {
+            iterations: 2,
+            resample: 1,
+            plan: Plan { key_frames: 2, previews: Some(1), ..config.plan.clone() },
+            ..config
+        },
+    };
+    let train = |name: &str, stops: &[u64]| {
+        let folder = dir.path().join(name);
+        drop(Run::create(&folder, &settings, &Build::new("cpu")).unwrap());
+        for stop in stops.iter().copied().chain([u64::MAX]) {
+            let run = Run::open(&folder).unwrap();
+            let mut go_on = |event: msjoe::rl::evolve::Event| !matches!(event, msjoe::rl::evolve::Event::Step { step, .. } if step >= stop);
+            let mut evolution = Evolution::new(settings.clone(), &mut |_| true).unwrap();
+            let done = evolution.run(&run, &mut go_on);
+            assert_eq!(done.is_ok(), stop == u64::MAX, "{done:?}");
+        }
+        let files = std::fs::read_dir(folder.join("step-000004")).unwrap();
+        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        assert!(files.iter().any(|file| file.ends_with("model.safetensors")), "{files:?}");
+        let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap().lines().count();
+        let moved =
+            candle_core::safetensors::load(folder.join("step-000004/model.safetensors"), &Device::Cpu)
+                .unwrap();
+        let start =
+            Checkpoint::open(dir.path().join("mllm")).unwrap().tensors(DType::F32, &Device::Cpu).unwrap();
+        let name = "model.norm.weight";
+        assert_ne!(
+            moved[name].to_vec1::<f32>().unwrap(),
+            start[name].to_vec1::<f32>().unwrap(),
+            "nothing was learned"
+        );
+        let files = files.into_iter().filter(|file| file.extension().is_some_and(|e| e == "safetensors"));
+        (files.map(|file| std::fs::read(file).unwrap()).collect::<Vec<_>>(), metrics)
+    };
+    let (whole, resumed) = (train("whole", &[]), train("resumed", &[1, 3]));
+    assert!(whole.0 == resumed.0, "the resumed run has other weights or moments");
+    assert_eq!(whole.1, resumed.1, "lines of metrics");
+}
+
+#[test]
+fn contradictions_are_refused_before_the_first_step() {
+    let refused = |change: &dyn Fn(&mut EvolveConfig)| {
+        let mut config = config();
+        change(&mut config);
+        config.check().unwrap_err().to_string()
+    };
+    assert!(refused(&|c| c.generations = 1).contains("group-relative advantages need at least 2"));
+    assert!(refused(&|c| c.steps = 0).contains("steps: expected at least 1"));
+    assert!(refused(&|c| c.plan.choosing = Choosing::TopK).contains("key frames must be drawn"));
+    assert!(refused(&|c| c.plan.temperature = 0.0).contains("teach nothing"));
+    assert!(refused(&|c| c.plan.key_frames = 0).contains("key_frames"));
+    let nothing = |c: &mut EvolveConfig| {
+        c.model.learn = Learn::Nothing;
+        c.sampler.learn = false;
+    };
+    assert!(refused(&nothing).contains("nothing learns"));
+
+    let (dir, config) = setting();
+    let none = Trainer::new(config.clone(), learner(dir.path(), &config), vec![]).err().unwrap().to_string();
+    assert!(none.contains("expected questions, got none"));
+    let mut difficult = config.clone();
+    difficult.sampler.worth = Worth::Difficulty;
+    let unknown = Trainer::new(difficult, learner(dir.path(), &config), tasks()).err().unwrap().to_string();
+    assert!(unknown.contains("needs a pass rate"));
+}
