@@ -9,6 +9,7 @@ use msjoe::checkpoint::random::{self, ClipSpec, QwenSpec};
 use msjoe::checkpoint::{Checkpoint, write_safetensors};
 use msjoe::data::world::{Spec, Split, World, vocabulary};
 use msjoe::models::clip::Clip;
+use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::unet1d::{self, UNet1d};
 use msjoe::optim::AdamWConfig;
@@ -338,6 +339,10 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
                 .unwrap();
         let start =
             Checkpoint::open(dir.path().join("mllm")).unwrap().tensors(DType::F32, &Device::Cpu).unwrap();
+        Qwen2_5VlChat::load(folder.join("step-000004"), DType::F32, &Device::Cpu)
+            .expect("a checkpoint is a model folder");
+        UNet1d::load(folder.join("step-000004/sampler.safetensors"), &Device::Cpu)
+            .expect("and holds a sampler file");
         let name = "model.norm.weight";
         assert_ne!(
             moved[name].to_vec1::<f32>().unwrap(),
@@ -350,6 +355,37 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
     let (whole, resumed) = (train("whole", &[]), train("resumed", &[1, 3]));
     assert!(whole.0 == resumed.0, "the resumed run has other weights or moments");
     assert_eq!(whole.1, resumed.1, "lines of metrics");
+}
+
+#[test]
+fn adapters_learn_over_a_frozen_base_and_are_peft_files() {
+    let (dir, mut config) = setting();
+    config.model.learn = Learn::Adapters { rank: 4, alpha: 8.0, targets: None };
+    config.model.grpo.beta = 0.04;
+    let mut trainer = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();
+    let base = values(
+        &Checkpoint::open(dir.path().join("mllm")).unwrap().tensors(DType::F32, &Device::Cpu).unwrap(),
+    );
+    let before = values(&trainer.learner.files().unwrap()["adapter_model"]);
+    let tally = trainer.step().unwrap();
+    assert_eq!(tally.get("ratio"), Some(1.0));
+    assert_eq!(tally.get("kl").map(|kl| kl.abs() < 1e-9), Some(true), "a fresh adapter is the reference");
+    let after = values(&trainer.learner.files().unwrap()["adapter_model"]);
+    assert!(before.keys().eq(after.keys()) && before != after);
+    assert!(trainer.step().unwrap().get("kl").unwrap() > 0.0);
+
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in trainer.learner.readable().unwrap() {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    let chat = Qwen2_5VlChat::load(dir.path().join("mllm"), DType::F32, &Device::Cpu).unwrap();
+    let adapter = Adapter::load(folder.path(), &chat.model).unwrap();
+    assert_eq!(
+        values(&adapter.parameters().detached()),
+        values(&trainer.learner.files().unwrap()["adapter_model"])
+    );
+    let now = Checkpoint::open(dir.path().join("mllm")).unwrap().tensors(DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(values(&now), base, "the base is untouched");
 }
 
 #[test]

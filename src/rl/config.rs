@@ -58,13 +58,22 @@ pub struct ModelConfig {
 }
 
 /// What of the language model learns. The vision tower never does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Learn {
     /// Nothing.
     Nothing,
     /// Every parameter of the text model.
     Everything,
+    /// Low-rank adapters over frozen weights (LoRA, arXiv 2106.09685).
+    Adapters {
+        /// Rank of the two factors.
+        rank: usize,
+        /// Their product is scaled by `alpha / rank`.
+        alpha: f64,
+        /// Full-match regular expression of the modules' names; `None` for every map of the text model.
+        targets: Option<String>,
+    },
 }
 
 /// How the sampler learns.

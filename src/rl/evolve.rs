@@ -11,7 +11,7 @@ use super::config::{EvolveConfig, Worth};
 use super::evaluate::{Summary, evaluate, summary};
 use super::footage::Footage;
 use super::gallery::Gallery;
-use super::learner::Learner;
+use super::learner::{Learner, read_folder};
 use super::plan::{Choosing, Plan};
 use super::run::{Run, Snapshot};
 use super::tasks::{balanced, pass_rates, world_tasks};
@@ -224,10 +224,18 @@ impl Evolution {
         Metrics::resume(run.folder(), saved.step)
     }
 
+    /// A checkpoint that is also a folder others can load: a model with its tokenizer and settings, or a PEFT adapter.
     fn snapshot(&self) -> Result<Snapshot> {
+        let learner = &self.trainer.learner;
         let state = serde_json::to_value(self.trainer.progress)
             .map_err(|cause| Error::Input(format!("checkpoint: {cause}")))?;
-        Ok(Snapshot { tensors: self.trainer.learner.files()?, state, files: BTreeMap::new() })
+        let (mut tensors, mut files) = (learner.files()?, learner.readable()?);
+        tensors.retain(|stem, _| !files.contains_key(&format!("{stem}.safetensors")));
+        if tensors.contains_key("model") {
+            let weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".index.json");
+            files.extend(read_folder(&self.settings.models.mllm, |name| !weights(name))?);
+        }
+        Ok(Snapshot { tensors, state, files })
     }
 
     /// Greedy accuracy on the validation questions, logged and returned.

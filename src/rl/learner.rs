@@ -1,6 +1,7 @@
 //! The models of a run: what learns, its twins that act, and the optimizers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -9,9 +10,11 @@ use super::config::{EvolveConfig, Learn};
 use super::rollout::Policy;
 use super::update::{Gradients, Pupil};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::peft::{LoraConfig, Names, Targets};
 use crate::error::{Error, Result};
 use crate::models::clip::Clip;
 use crate::models::qwen2_5_vl::Qwen2_5Vl;
+use crate::models::qwen2_5_vl::adapter::Adapter;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::unet1d::UNet1d;
 use crate::optim::{AdamW, Parameters, clip_grad_norm};
@@ -22,6 +25,13 @@ struct Tutored {
     reference: Option<Qwen2_5Vl>,
     parameters: Parameters,
     optimizer: AdamW,
+    kind: Kind,
+}
+
+enum Kind {
+    /// All weights of the text model; the frozen ones beside them, so that checkpoints are whole.
+    Weights(BTreeMap<String, Tensor>),
+    Adapter(Adapter),
 }
 
 /// The sampler in training.
@@ -43,6 +53,10 @@ pub struct Learner {
     weighing: Option<Trained>,
 }
 
+/// File stems of a whole model and of an adapter, as Hugging Face and PEFT name them.
+const MODEL: &str = "model";
+const ADAPTER: &str = "adapter_model";
+
 /// Groups of tensors by name: a checkpoint's files.
 pub type Files = BTreeMap<String, BTreeMap<String, Tensor>>;
 
@@ -58,9 +72,16 @@ impl Learner {
         sampler: UNet1d,
         config: &EvolveConfig,
     ) -> Result<Self> {
-        let language = match config.model.learn {
+        let language = match &config.model.learn {
             Learn::Nothing => None,
             Learn::Everything => Some(tutored(&mut chat, weights, config)?),
+            Learn::Adapters { rank, alpha, targets } => {
+                let lora = match targets {
+                    None => LoraConfig::text(*rank, *alpha),
+                    Some(regex) => LoraConfig::new(*rank, *alpha, Targets::Regex(regex.clone())),
+                };
+                Some(adapted(&mut chat, lora, config)?)
+            }
         };
         let weighing = match config.sampler.learn {
             false => None,
@@ -124,14 +145,23 @@ impl Learner {
         Ok(norm)
     }
 
-    /// Everything that a step changes.
+    /// Everything that a step changes, and the whole of a model whose weights learn.
     ///
     /// # Errors
     /// As the tensor operations.
     pub fn files(&self) -> Result<Files> {
         let mut files = Files::new();
         if let Some(language) = &self.language {
-            files.insert("model".into(), language.parameters.detached());
+            let mut tensors = language.parameters.detached();
+            match &language.kind {
+                Kind::Weights(frozen) => {
+                    tensors.extend(frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+                    files.insert(MODEL.into(), tensors);
+                }
+                Kind::Adapter(_) => {
+                    files.insert(ADAPTER.into(), tensors);
+                }
+            }
             files.insert("model-optimizer".into(), language.optimizer.state()?);
         }
         if let Some(trained) = &self.weighing {
@@ -139,6 +169,22 @@ impl Learner {
             files.insert("sampler-optimizer".into(), trained.optimizer.state()?);
         }
         Ok(files)
+    }
+
+    /// The files as others read them: the sampler with its configuration, an adapter as PEFT has it. They replace those of
+    /// the same name among [`Self::files`].
+    ///
+    /// # Errors
+    /// A folder for temporary files that cannot be written.
+    pub fn readable(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        let folder = tempfile::tempdir().map_err(|error| Error::io("temporary folder", error))?;
+        if let Some(trained) = &self.weighing {
+            trained.model.save(folder.path().join("sampler.safetensors"))?;
+        }
+        if let Some(Tutored { kind: Kind::Adapter(adapter), .. }) = &self.language {
+            adapter.save(folder.path(), Names::Current)?;
+        }
+        read_folder(folder.path(), |_| true)
     }
 
     /// Puts back what [`Self::files`] gave.
@@ -152,7 +198,14 @@ impl Learner {
                 .ok_or_else(|| Error::Input(format!("checkpoint: {name}.safetensors is missing")))
         };
         if let Some(language) = &mut self.language {
-            language.parameters.set(&take("model")?)?;
+            let mut tensors = take(match language.kind {
+                Kind::Weights(_) => MODEL,
+                Kind::Adapter(_) => ADAPTER,
+            })?;
+            if let Kind::Weights(frozen) = &language.kind {
+                tensors.retain(|name, _| !frozen.contains_key(name));
+            }
+            language.parameters.set(&tensors)?;
             language.optimizer.restore(take("model-optimizer")?)?;
         }
         if let Some(trained) = &mut self.weighing {
@@ -166,6 +219,32 @@ impl Learner {
             }
         }
     }
+}
+
+/// The files of a folder that `keep` accepts by name.
+///
+/// # Errors
+/// Names the file that cannot be read.
+pub fn read_folder(folder: &Path, keep: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
+        let path = entry.map_err(|error| Error::io(folder, error))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if path.is_file() && keep(&name) {
+            files.insert(name, std::fs::read(&path).map_err(|error| Error::io(&path, error))?);
+        }
+    }
+    Ok(files)
+}
+
+fn adapted(chat: &mut Qwen2_5VlChat, lora: LoraConfig, config: &EvolveConfig) -> Result<Tutored> {
+    let adapter = Adapter::new(&chat.model, lora, config.seed)?;
+    let model = chat.model.with_adapter(&adapter)?;
+    let reference = (config.model.grpo.beta != 0.0).then(|| chat.model.clone());
+    chat.model = model.detached();
+    let optimizer = AdamW::new(config.model.rate.adamw.clone());
+    let parameters = adapter.parameters().clone();
+    Ok(Tutored { model, reference, parameters, optimizer, kind: Kind::Adapter(adapter) })
 }
 
 fn tutored(chat: &mut Qwen2_5VlChat, weights: &Checkpoint, config: &EvolveConfig) -> Result<Tutored> {
@@ -186,7 +265,7 @@ fn tutored(chat: &mut Qwen2_5VlChat, weights: &Checkpoint, config: &EvolveConfig
     let model = built(chat, parameters.tracked().into_iter(), &frozen)?;
     chat.model = built(chat, parameters.detached().into_iter(), &frozen)?;
     let optimizer = AdamW::new(config.model.rate.adamw.clone());
-    Ok(Tutored { model, reference, parameters, optimizer })
+    Ok(Tutored { model, reference, parameters, optimizer, kind: Kind::Weights(frozen) })
 }
 
 fn built(
