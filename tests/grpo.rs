@@ -68,7 +68,7 @@ impl Batch {
     fn with<R>(&self, dtype: DType, entropies: Option<&Tensor>, f: impl FnOnce(Completions) -> R) -> R {
         let old = self.old.as_ref().map(|values| vector(values, dtype));
         let reference = self.reference.as_ref().map(|values| vector(values, dtype));
-        let constant = self.entropies.as_ref().map(|values| vector(values, dtype));
+        let constant = self.entropies.as_ref().map(|values| vector(values, DType::F64));
         f(Completions {
             rows: &self.rows,
             mask: &self.mask,
@@ -86,7 +86,8 @@ impl Batch {
 
     fn run(&self, config: &GrpoConfig, totals: &Totals, dtype: DType) -> Outcome {
         let inputs = Var::from_tensor(&vector(&self.log_probs, dtype)).unwrap();
-        let entropies = self.entropies.as_ref().map(|e| Var::from_tensor(&vector(e, dtype)).unwrap());
+        // f64 as in the files: whether a token is exactly at the entropy threshold is a matter of the last digit.
+        let entropies = self.entropies.as_ref().map(|e| Var::from_tensor(&vector(e, DType::F64)).unwrap());
         let GrpoLoss { loss, metrics } =
             self.with(dtype, entropies.as_deref(), |c| grpo_loss(&inputs, &c, totals, config).unwrap());
         assert_eq!((loss.dtype(), loss.rank()), (dtype, 0));

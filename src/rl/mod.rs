@@ -15,12 +15,10 @@ pub mod rollout;
 pub mod trajectory;
 
 pub mod advantage;
-pub mod reward;
 
 pub mod grpo;
 pub mod kl;
 pub mod objective;
-pub mod reinforce;
 pub mod update;
 
 pub mod config;
