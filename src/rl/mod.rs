@@ -15,6 +15,7 @@ pub mod rollout;
 pub mod trajectory;
 
 pub mod advantage;
+pub mod reward;
 
 pub mod grpo;
 pub mod kl;
