@@ -21,6 +21,7 @@ mod qwen_generate;
 mod qwen_goldens;
 mod qwen_positions;
 mod qwen_processor;
+mod reinforce;
 mod reward;
 mod sampler;
 mod sampler_learning;

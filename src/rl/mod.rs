@@ -20,6 +20,7 @@ pub mod reward;
 pub mod grpo;
 pub mod kl;
 pub mod objective;
+pub mod reinforce;
 pub mod update;
 
 pub mod config;
