@@ -41,6 +41,18 @@ fn generate(model: &Qwen2_5Vl, prompts: &[Prompt], options: &Options) -> Vec<Com
     model.generate(prompts, options, &mut |_, _| ControlFlow::Continue(())).unwrap()
 }
 
+/// The same tokens and ends; log-probabilities up to rounding.
+fn assert_same(got: &[Completion], want: &[Completion]) {
+    assert_eq!(got.len(), want.len());
+    for (got, want) in got.iter().zip(want) {
+        assert_eq!((&got.tokens, got.finish), (&want.tokens, want.finish));
+        assert_eq!(got.log_probs.len(), got.tokens.len());
+        for (a, b) in got.log_probs.iter().zip(&want.log_probs) {
+            assert!((a - b).abs() < 2e-5, "{a} and {b}");
+        }
+    }
+}
+
 fn sampled(seed: u64) -> Options {
     let sampling = Sampling { temperature: 1.3, top_p: 0.95, top_k: 60, repetition_penalty: 1.1, seed };
     Options { max_new_tokens: 20, sampling, ..Options::default() }
@@ -89,7 +101,7 @@ fn chunked_prefill_equals_one_shot() {
     }
     let chunked = Options { prefill_chunk: 7, ..sampled(1) };
     let prompts = std::slice::from_ref(&prompt);
-    assert_eq!(generate(&model, prompts, &chunked), generate(&model, prompts, &sampled(1)));
+    assert_same(&generate(&model, prompts, &chunked), &generate(&model, prompts, &sampled(1)));
 }
 
 #[test]
@@ -107,7 +119,10 @@ fn a_batch_of_unequal_lengths_equals_singles() {
     assert_eq!(batch[2].finish, Finish::Stop);
     assert!(batch.iter().any(|c| c.finish == Finish::Length));
     for (prompt, together) in prompts.iter().zip(&batch) {
-        assert_eq!(&generate(&model, std::slice::from_ref(prompt), &options)[0], together);
+        assert_same(
+            &generate(&model, std::slice::from_ref(prompt), &options),
+            std::slice::from_ref(together),
+        );
     }
 }
 
@@ -118,15 +133,32 @@ fn a_group_equals_its_members_alone() {
     let options = sampled(9);
     let group = model.generate_group(&prompt, 5, &options, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let singles = generate(&model, &vec![prompt.clone(); 5], &options);
-    assert_eq!(group, singles);
+    assert_same(&group, &singles);
     let distinct: std::collections::HashSet<&Vec<u32>> = group.iter().map(|c| &c.tokens).collect();
     assert_eq!(distinct.len(), 5, "the members draw from generators of their own");
-    assert_eq!(
-        generate(&model, std::slice::from_ref(&prompt), &options)[0],
-        group[0],
-        "and the same seed repeats"
-    );
-    assert_ne!(generate(&model, &[prompt], &sampled(10))[0], group[0]);
+    // The same seed repeats.
+    assert_same(&generate(&model, std::slice::from_ref(&prompt), &options), &group[..1]);
+    assert_ne!(generate(&model, &[prompt], &sampled(10))[0].tokens, group[0].tokens);
+}
+
+#[test]
+fn log_probs_are_those_of_the_whole_forward_at_the_temperature() {
+    let model = model();
+    let mut prompt = video_prompt(&model, &[40, 41]);
+    let options = Options { banned: vec![3], ..sampled(4) };
+    let completion = generate(&model, std::slice::from_ref(&prompt), &options).remove(0);
+    let start = prompt.input_ids.len();
+    prompt.input_ids.extend(&completion.tokens);
+    let logits: Vec<Vec<f32>> = model.forward(&prompt).unwrap().to_vec2().unwrap();
+    for (i, (&token, &log_prob)) in completion.tokens.iter().zip(&completion.log_probs).enumerate() {
+        let scaled: Vec<f64> = logits[start + i - 1].iter().map(|x| f64::from(*x) / 1.3).collect();
+        let normaliser = scaled.iter().map(|x| x.exp()).sum::<f64>().ln();
+        let want = scaled[token as usize] - normaliser;
+        assert!((f64::from(log_prob) - want).abs() < 2e-5, "token {i}: {log_prob} instead of {want}");
+    }
+    let all: Vec<u32> = (0..model.config.text.vocab_size as u32).filter(|id| *id != 7).collect();
+    let only = Options { banned: all, ..sampled(4) };
+    assert_eq!(generate(&model, &[video_prompt(&model, &[40])], &only)[0].tokens, [7; 20]);
 }
 
 #[test]

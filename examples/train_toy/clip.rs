@@ -17,7 +17,7 @@ use crate::progress::bar;
 use crate::save::{restore, save};
 use crate::{Args, Worlds};
 
-const STEPS: f64 = 3200.0;
+const STEPS: f64 = 9000.0;
 const PLAIN: u64 = 1200;
 const FRAMES: usize = 64;
 const PER_VIDEO: usize = 4;

@@ -9,6 +9,7 @@
 //!     mllm watch 3000/3000: loss 0.21; validation, evidence frames: 0.93 ...
 
 mod clip;
+mod measure;
 mod mllm;
 mod progress;
 mod save;

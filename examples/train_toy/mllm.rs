@@ -3,21 +3,16 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::{DType, Device};
+use candle_core::Device;
 use msjoe::checkpoint::random::{self, QwenSpec};
 use msjoe::checkpoint::{write_file, write_safetensors};
-use msjoe::data::world::{Split, vocabulary};
-use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use msjoe::data::world::vocabulary;
 use msjoe::optim::{AdamWConfig, Schedule, Shape};
-use msjoe::rl::evaluate::{evaluate, summary};
-use msjoe::rl::gallery::Gallery;
-use msjoe::rl::plan::{Choosing, Plan};
-use msjoe::rl::rollout::Policy;
-use msjoe::rl::tasks::{balanced, world_tasks};
 use msjoe::supervised::lessons::{Lesson, conversation};
 use msjoe::supervised::turns::{Conversation, Learn, TurnTrainer};
 use rayon::prelude::*;
 
+use crate::measure::measure;
 use crate::progress::bar;
 use crate::save::{restore, save};
 use crate::{Args, Worlds};
@@ -30,44 +25,43 @@ const TEMPLATE: &str = "{%- for message in messages -%}
 {%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}";
 const TAGS: [&str; 6] = ["<think>", "</think>", "<query>", "</query>", "<answer>", "</answer>"];
 
-/// Steps, conversations per step, and the shares of the lessons in percent: look, watch, ask; the rest watches long videos.
+/// Conversations per step, and the shares of the lessons in percent: look at one large thing, look, watch, ask; the rest
+/// watches long videos.
 struct Stage {
     name: &'static str,
     steps: f64,
     batch: usize,
-    shares: [u64; 3],
-    learn: Learn,
-    peak: f64,
+    shares: [u64; 4],
+    course: Shape,
     measure: u64,
 }
 
+const PEAK: f64 = 1e-3;
+/// Shapes are learned from one large thing at a time, at the full rate until they are.
 const STAGES: [Stage; 3] = [
     Stage {
         name: "plain",
-        steps: 1000.0,
+        steps: 2500.0,
         batch: 96,
-        shares: [100, 0, 0],
-        learn: Learn::All,
-        peak: 1e-3,
-        measure: 100,
+        shares: [100, 0, 0, 0],
+        course: Shape::Constant,
+        measure: 250,
     },
     Stage {
         name: "look",
         steps: 1500.0,
         batch: 96,
-        shares: [100, 0, 0],
-        learn: Learn::All,
-        peak: 1e-3,
-        measure: 100,
+        shares: [30, 70, 0, 0],
+        course: Shape::Constant,
+        measure: 250,
     },
     Stage {
         name: "watch",
         steps: 3000.0,
         batch: 24,
-        shares: [20, 50, 15],
-        learn: Learn::All,
-        peak: 1e-3,
-        measure: 100,
+        shares: [5, 15, 50, 15],
+        course: Shape::Cosine,
+        measure: 250,
     },
 ];
 
@@ -111,9 +105,9 @@ pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
 fn run(args: &Args, worlds: &Worlds, dir: &Path, stage: &Stage) -> Result<()> {
     let unfinished = args.work.join(format!("mllm-{}.safetensors", stage.name));
     let config = AdamWConfig { weight_decay: 0.01, beta2: 0.98, ..AdamWConfig::default() };
-    let mut trainer = TurnTrainer::new(dir, &Device::Cpu, stage.learn, config)?;
+    let mut trainer = TurnTrainer::new(dir, &Device::Cpu, Learn::All, config)?;
     let total = (stage.steps * args.scale) as u64;
-    let schedule = Schedule { peak: stage.peak, warmup: 100, total, floor: 1e-5, shape: Shape::Cosine };
+    let schedule = Schedule { peak: PEAK, warmup: 100, total, floor: 1e-5, shape: stage.course };
     let start = restore(&unfinished, &trainer.parameters, &mut trainer.optimizer)?;
     let bar = bar(&format!("mllm {}", stage.name), start, total);
     for step in start..total {
@@ -142,37 +136,17 @@ fn write(dir: &Path, trainer: &TurnTrainer) -> Result<()> {
 fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
     let first = step * stage.batch as u64;
     let one = |number: u64| {
-        let [look, watch, ask] = stage.shares;
+        let [plain, look, watch, ask] = stage.shares;
         // Spread evenly over the hundred, so that every batch has its share of each.
         let place = number * 37 % 100;
-        if place < look {
-            // Shapes are learned from one large thing at a time.
-            let world = if stage.name == "plain" { &worlds.plain } else { &worlds.long };
-            conversation(world, Lesson::Look, number)
-        } else if place < look + watch {
-            conversation(&worlds.short, Lesson::Watch, number)
-        } else if place < look + watch + ask {
-            conversation(&worlds.long, Lesson::Ask, number)
-        } else {
-            conversation(&worlds.long, Lesson::Watch, number)
-        }
+        let (world, lesson) = match place {
+            _ if place < plain => (&worlds.plain, Lesson::Look),
+            _ if place < plain + look => (&worlds.long, Lesson::Look),
+            _ if place < plain + look + watch => (&worlds.short, Lesson::Watch),
+            _ if place < plain + look + watch + ask => (&worlds.long, Lesson::Ask),
+            _ => (&worlds.long, Lesson::Watch),
+        };
+        conversation(world, lesson, number)
     };
     (first..first + stage.batch as u64).into_par_iter().map(one).collect()
-}
-
-/// Accuracy on validation videos: from frames with the evidence, and from frames spread evenly.
-fn measure(dir: &Path, worlds: &Worlds) -> Result<String> {
-    let chat = Qwen2_5VlChat::load(dir, DType::F32, &Device::Cpu)?;
-    let tasks = balanced(world_tasks(&worlds.long, Split::Validation, 0..60), 240);
-    let policy = Policy { chat: &chat, clip: None, sampler: None };
-    let mut said = vec![];
-    for (name, choosing) in [("evidence", Choosing::Evidence), ("uniform", Choosing::Uniform)] {
-        let plan = Plan { choosing, temperature: 0.0, answer_tokens: 12, ..Plan::default() };
-        let graded = evaluate(policy, &mut Gallery::new(1 << 28), &tasks, &plan, 0, &mut |_| true)?;
-        let summary = summary(&graded);
-        let families = summary.families.iter().map(|(name, share)| format!("{name} {share:.2}"));
-        let families: Vec<String> = families.collect();
-        said.push(format!("{name} {:.3} ({})", summary.accuracy, families.join(", ")));
-    }
-    Ok(said.join("; "))
 }
