@@ -60,6 +60,7 @@ fn main() -> Result<()> {
         eprintln!("train: no --part given, nothing measured");
         return Ok(());
     };
+    msjoe::ops::heap::keep_freed_memory();
     let config: Config = serde_json::from_str(CONFIG)?;
     let model = tracked(&config, part)?;
     let width = config.vision.patch_width();

@@ -67,8 +67,8 @@ fn a_fresh_adapter_changes_nothing_and_is_seeded() {
     let ours = values(&adapter);
     assert_eq!(ours, values(&fresh(7)));
     assert_ne!(ours, values(&fresh(8)));
-    // Two layers with q and down, one block of the tower with qkv, and the second half of the merger.
-    assert_eq!(ours.len(), 2 * (2 * 2 + base.config.vision.depth + 1), "{:?}", ours.keys());
+    // Layers with q and down, blocks of the tower with qkv and down, and the second half of the merger.
+    assert_eq!(ours.len(), 2 * (2 * 2 + 2 * base.config.vision.depth + 1), "{:?}", ours.keys());
     for (name, values) in &ours {
         let shape = adapter.parameters().get(name).unwrap().dims().to_vec();
         let rank = if name.contains("down_proj") { 2 } else { 3 };
@@ -256,7 +256,8 @@ fn targets_follow_the_rules_of_peft() {
     let text = ["language_model.layers.0.mlp.gate_proj", "language_model.layers.1.mlp.gate_proj"];
     assert_eq!(modules(names(&["gate_proj"]), Some(regex(".*visual.*"))), text);
     assert_eq!(modules(regex(r"(?!.*visual).*gate_proj"), None), text);
-    assert_eq!(modules(names(&["gate_proj"]), Some(names(&["0.mlp.gate_proj"]))), text[1..]);
+    let second = [text[1], "visual.blocks.1.mlp.gate_proj"];
+    assert_eq!(modules(names(&["gate_proj"]), Some(names(&["0.mlp.gate_proj"]))), second);
     assert_eq!(modules(names(&["2"]), None), ["visual.merger.mlp.2"]);
 }
 

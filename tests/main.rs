@@ -10,6 +10,7 @@ mod grpo;
 mod hub;
 mod log_prob;
 mod lora;
+mod memory;
 mod nn;
 mod optim;
 mod parity;

@@ -10,6 +10,7 @@ pub mod footage;
 pub mod gallery;
 pub mod tasks;
 
+pub mod memory;
 pub mod plan;
 pub mod rollout;
 pub mod trajectory;

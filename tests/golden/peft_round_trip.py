@@ -14,11 +14,14 @@ The names of the modules changed in transformers 4.52, so both generations are c
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import peft
 import torch
@@ -77,7 +80,7 @@ def make(folder, layout):
     save_file(tensors, folder / "expected.safetensors", metadata=versions)
 
 
-def same(what, ours, theirs, tolerance=2e-5):
+def same(what, ours, theirs, tolerance=5e-5):
     worst = (ours - theirs).abs().max().item()
     print(f"{'ok  ' if worst <= tolerance else 'FAIL'} {what}: worst difference {worst:.1e}")
     return worst <= tolerance

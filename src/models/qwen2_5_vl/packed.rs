@@ -27,7 +27,86 @@ impl PackedBatch {
     }
 }
 
+/// Completions of one prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    /// What came before.
+    pub prompt: &'a Prompt,
+    /// Generated ids of each completion.
+    pub completions: &'a [Vec<u32>],
+}
+
+/// How the completions of a prompt are packed. Both forms compute the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// The prompt once, followed by all its completions, which attend to it.
+    #[default]
+    Shared,
+    /// Each completion behind a copy of the prompt.
+    Separate,
+}
+
+/// Completions packed for their log-probabilities.
+#[derive(Debug, Clone)]
+pub struct PackedCompletions {
+    /// All tokens.
+    pub batch: PackedBatch,
+    /// For each completion, group by group, the rows of the hidden states that predict its tokens.
+    pub rows: Vec<Vec<u32>>,
+    /// For each completion its tokens: the targets of those rows.
+    pub targets: Vec<Vec<u32>>,
+}
+
 impl Qwen2_5Vl {
+    /// Packs the completions of several prompts.
+    ///
+    /// # Errors
+    /// As [`Self::positions`]; also an empty prompt, which predicts nothing.
+    pub fn pack_completions(&self, groups: &[Group], sharing: Sharing) -> crate::Result<PackedCompletions> {
+        let (mut input_ids, mut positions, mut features) = (vec![], vec![], vec![]);
+        let (mut lengths, mut prefixes) = (vec![], vec![]);
+        let (mut rows, mut targets) = (vec![], vec![]);
+        for Group { prompt, completions } in groups {
+            let len = prompt.input_ids.len();
+            if len == 0 {
+                return Err(crate::Error::Input("completions of an empty prompt cannot be scored".into()));
+            }
+            let known = self.positions(prompt)?;
+            let mut add_prompt = |input_ids: &mut Vec<u32>, positions: &mut Vec<[i64; 3]>| {
+                input_ids.extend(&prompt.input_ids);
+                positions.extend(&known.ids);
+                features.extend(prompt.features.iter().cloned());
+                input_ids.len() - 1
+            };
+            let shared = (sharing == Sharing::Shared).then(|| {
+                lengths.push(len);
+                prefixes.push(None);
+                (lengths.len() - 1, add_prompt(&mut input_ids, &mut positions))
+            });
+            for completion in *completions {
+                let last = match shared {
+                    Some((_, last)) => last,
+                    None => add_prompt(&mut input_ids, &mut positions),
+                };
+                let start = input_ids.len();
+                let own = (start..start + completion.len()).map(|row| row as u32);
+                rows.push(std::iter::once(last as u32).chain(own).take(completion.len()).collect());
+                targets.push(completion.clone());
+                input_ids.extend(completion);
+                let next = len as i64 + known.delta;
+                positions.extend((0..completion.len() as i64).map(|i| [next + i; 3]));
+                lengths.push(completion.len() + if shared.is_some() { 0 } else { len });
+                prefixes.push(shared.map(|(segment, _)| segment));
+            }
+        }
+        let segments = Segments::continuing(&lengths, &prefixes)?;
+        Ok(PackedCompletions {
+            batch: PackedBatch { input_ids, positions, segments, features },
+            rows,
+            targets,
+        })
+    }
+
     /// Packs prompts (with their completions, if any) for [`Self::hidden_packed`].
     ///
     /// # Errors
