@@ -165,7 +165,8 @@ fn checkpointed(model: &Qwen2_5Vl, batch: &PackedBatch) -> (f64, GradStore) {
 #[test]
 fn checkpointed_equals_plain_and_keeps_nothing_else() {
     let (config, parameters) = tiny(DType::F32);
-    let parts: [(&str, fn(&str) -> bool); 7] = [
+    type Chosen = fn(&str) -> bool;
+    let parts: [(&str, Chosen); 7] = [
         ("all", |_| true),
         ("text", |name| !name.starts_with("visual.")),
         ("vision", |name| name.starts_with("visual.")),

@@ -200,10 +200,14 @@ impl Evolution {
             metrics.log(step, &values)?;
             let go_on = observe(Event::Step { step, values: &values });
             let mut score = None;
-            if every > 0 && (step % every == 0 || step == last) {
+            if every > 0 && (step.is_multiple_of(every) || step == last) {
                 score = Some(self.evaluated(&mut metrics, &mut evaluations, observe)?);
             }
-            if step % self.settings.save_every.max(1) == 0 || step == last || score.is_some() || !go_on {
+            if step.is_multiple_of(self.settings.save_every.max(1))
+                || step == last
+                || score.is_some()
+                || !go_on
+            {
                 run.save(step, &self.snapshot()?, score)?;
             }
             if !go_on {

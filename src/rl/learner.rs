@@ -87,7 +87,7 @@ impl Learner {
             false => None,
             true => {
                 let (model, vars) = sampler.trainable()?;
-                let optimizer = AdamW::new(config.sampler.rate.adamw.clone());
+                let optimizer = AdamW::new(config.sampler.rate.adamw);
                 Some(Trained { model, parameters: Parameters::from(vars), optimizer })
             }
         };
@@ -242,7 +242,7 @@ fn adapted(chat: &mut Qwen2_5VlChat, lora: LoraConfig, config: &EvolveConfig) ->
     let model = chat.model.with_adapter(&adapter)?;
     let reference = (config.model.grpo.beta != 0.0).then(|| chat.model.clone());
     chat.model = model.detached();
-    let optimizer = AdamW::new(config.model.rate.adamw.clone());
+    let optimizer = AdamW::new(config.model.rate.adamw);
     let parameters = adapter.parameters().clone();
     Ok(Tutored { model, reference, parameters, optimizer, kind: Kind::Adapter(adapter) })
 }
@@ -264,7 +264,7 @@ fn tutored(chat: &mut Qwen2_5VlChat, weights: &Checkpoint, config: &EvolveConfig
     let parameters = Parameters::new(own)?;
     let model = built(chat, parameters.tracked().into_iter(), &frozen)?;
     chat.model = built(chat, parameters.detached().into_iter(), &frozen)?;
-    let optimizer = AdamW::new(config.model.rate.adamw.clone());
+    let optimizer = AdamW::new(config.model.rate.adamw);
     Ok(Tutored { model, reference, parameters, optimizer, kind: Kind::Weights(frozen) })
 }
 
