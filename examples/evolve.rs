@@ -56,6 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    msjoe::ops::heap::keep_freed_memory();
     if args.print_config {
         print!("{}", toml::to_string(&example())?);
         return Ok(());
@@ -85,6 +86,7 @@ fn run(args: &Args) -> Result<()> {
     bar.set_style(ProgressStyle::with_template(look)?);
     let mut observe = |event: Event| {
         match event {
+            Event::Memory(plan) => bar.suspend(|| eprintln!("memory, at most:\n{plan}")),
             Event::Preparing(what, done, of) => bar.set_message(format!("{what} {done}/{of}")),
             Event::Step { step, values } => {
                 let value = |name: &str| values.get(name).copied().unwrap_or(f64::NAN);

@@ -322,6 +322,8 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
     let train = |name: &str, stops: &[u64]| {
         let folder = dir.path().join(name);
         drop(Run::create(&folder, &settings, &Build::new("cpu")).unwrap());
+        // As a run leaves it that was killed before its first checkpoint.
+        std::fs::write(folder.join("metrics.jsonl"), b"{\"step\":0,\"time\":1.0,\"x\":1.0}\n").unwrap();
         for stop in stops.iter().copied().chain([u64::MAX]) {
             let run = Run::open(&folder).unwrap();
             let mut go_on = |event: msjoe::rl::evolve::Event| !matches!(event, msjoe::rl::evolve::Event::Step { step, .. } if step >= stop);
@@ -386,6 +388,32 @@ fn adapters_learn_over_a_frozen_base_and_are_peft_files() {
     );
     let now = Checkpoint::open(dir.path().join("mllm")).unwrap().tensors(DType::F32, &Device::Cpu).unwrap();
     assert_eq!(values(&now), base, "the base is untouched");
+}
+
+#[test]
+fn a_run_that_cannot_fit_is_refused_before_anything_is_loaded() {
+    let (dir, config) = setting();
+    let settings = |questions| Settings {
+        models: Models {
+            mllm: dir.path().join("mllm"),
+            clip: dir.path().join("no-such-clip"),
+            sampler: None,
+        },
+        data: Data::World { seed: 5, spec: Spec::short(), videos: 1 },
+        evaluation: Evaluation::default(),
+        save_every: 1,
+        evolve: EvolveConfig { questions, ..config.clone() },
+    };
+    let mut planned = 0;
+    let mut count = |event: msjoe::rl::evolve::Event| {
+        planned += usize::from(matches!(event, msjoe::rl::evolve::Event::Memory(_)));
+        true
+    };
+    let error = Evolution::new(settings(1 << 34), &mut count).err().unwrap().to_string();
+    assert!(error.contains("the run needs"), "{error}");
+    let error = Evolution::new(settings(2), &mut count).err().unwrap().to_string();
+    assert!(error.contains("no-such-clip"), "{error}");
+    assert_eq!(planned, 2);
 }
 
 #[test]

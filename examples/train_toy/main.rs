@@ -60,6 +60,7 @@ struct Worlds {
 }
 
 fn main() -> Result<()> {
+    msjoe::ops::heap::keep_freed_memory();
     let args = Args::parse();
     let plain = Spec { things: Span::new(1, 1), small: 27. / 56., noise: 4., ..Spec::default() };
     let worlds = Worlds {

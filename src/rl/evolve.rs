@@ -7,11 +7,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use super::config::{EvolveConfig, Worth};
+use super::config::{EvolveConfig, Learn, Worth};
 use super::evaluate::{Summary, evaluate, summary};
 use super::footage::Footage;
 use super::gallery::Gallery;
 use super::learner::{Learner, read_folder};
+use super::memory::{self, MemoryPlan};
 use super::plan::{Choosing, Plan};
 use super::run::{Run, Snapshot};
 use super::tasks::{balanced, pass_rates, world_tasks};
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::clip::Clip;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use crate::models::qwen2_5_vl::config::Config;
 use crate::models::unet1d::UNet1d;
 
 /// Bytes of frame features kept during an evaluation.
@@ -112,6 +114,8 @@ impl Default for Evaluation {
 /// What happens during a run.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// What the run will need at most, before anything is loaded.
+    Memory(&'a MemoryPlan),
     /// Something slow is under way: what, done, of how many.
     Preparing(&'a str, usize, usize),
     /// A step was done.
@@ -161,6 +165,9 @@ impl Evolution {
     pub fn new(settings: Settings, observe: Observer) -> Result<Self> {
         settings.evolve.check()?;
         let device = Device::Cpu;
+        let plan = memory_plan(&settings, &device)?;
+        observe(Event::Memory(&plan));
+        plan.check()?;
         let (mllm, clip) = (&settings.models.mllm, &settings.models.clip);
         let chat = Qwen2_5VlChat::load(mllm, DType::F32, &device)?;
         let clip = Clip::load(clip, DType::F32, &device)?;
@@ -219,7 +226,14 @@ impl Evolution {
     }
 
     fn resume(&mut self, run: &Run) -> Result<Metrics> {
-        let Some(saved) = run.latest()? else { return Metrics::create(run.folder()) };
+        let Some(saved) = run.latest()? else {
+            // Stopped before its first checkpoint: it begins anew, and so does its record.
+            let record = run.folder().join("metrics.jsonl");
+            if record.exists() {
+                std::fs::remove_file(&record).map_err(|error| Error::io(&record, error))?;
+            }
+            return Metrics::create(run.folder());
+        };
         let (saved, snapshot) = Snapshot::load(&saved.folder)?;
         self.trainer.progress = serde_json::from_value::<Progress>(snapshot.state)
             .map_err(|cause| Error::checkpoint(&saved.folder, cause))?;
@@ -275,6 +289,49 @@ impl Evolution {
         let graded = evaluate(policy, &mut gallery, tasks, plan, self.settings.evolve.seed, &mut |_| true)?;
         Ok(summary(&graded))
     }
+}
+
+/// What a run needs in memory at most: every prompt as long as the budgets of visual tokens allow.
+///
+/// # Errors
+/// A language model whose configuration cannot be read.
+pub fn memory_plan(settings: &Settings, device: &Device) -> Result<MemoryPlan> {
+    let config = Config::load(&settings.models.mllm)?;
+    let (run, plan) = (&settings.evolve, &settings.evolve.plan);
+    let (d, inner) = (config.text.hidden_size, config.text.intermediate_size);
+    let kv = config.text.num_key_value_heads * config.text.head_dim();
+    // In and out of every affine map of a layer.
+    let maps = 4 * d + 2 * (d + kv) + 3 * (d + inner);
+    let learn = match run.model.learn {
+        Learn::Nothing => memory::Learn::Adapter(0),
+        Learn::Everything => memory::Learn::Text,
+        Learn::Adapters { rank, .. } => memory::Learn::Adapter(rank * maps * config.text.num_hidden_layers),
+    };
+    let trajectories = run.questions * run.generations as usize;
+    let text = 256;
+    let longest = (plan.key_frame_tokens + text).min(config.text.max_position_embeddings);
+    let new_tokens = plan.query_tokens.max(plan.answer_tokens);
+    let tokens = run.micro_batch_tokens.max(longest + plan.query_tokens + plan.answer_tokens);
+    let demand = memory::Demand {
+        learn,
+        dtype: DType::F32,
+        rollout: memory::Rollout {
+            prompts: trajectories,
+            prompt_tokens: longest,
+            num_generations: 1,
+            new_tokens,
+        },
+        update: memory::Update {
+            tokens,
+            learned_tokens: tokens.min(trajectories * (plan.query_tokens + plan.answer_tokens)),
+            longest: longest + new_tokens,
+            keep: if run.model.checkpointing { memory::Keep::Inputs } else { memory::Keep::Everything },
+        },
+        visual_tokens: trajectories * plan.key_frame_tokens.min(longest)
+            + run.questions * plan.preview_count() * plan.preview_tokens,
+        patches: 4096,
+    };
+    Ok(MemoryPlan::new(&config, &demand, memory::available(device)))
 }
 
 /// The plan of an evaluation: greedy turns, and the sampler's largest weights where training draws.
