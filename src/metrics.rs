@@ -123,7 +123,8 @@ impl Metrics {
                 names.join(", ")
             )));
         }
-        let time = seconds_since_1970();
+        // Milliseconds: short to read, and the same number again when it is read.
+        let time = (seconds_since_1970() * 1000.).round() / 1000.;
         let mut object = Map::from_iter([("step".to_owned(), step.into()), ("time".to_owned(), time.into())]);
         for (name, &value) in values {
             let value = if value.is_finite() { value.into() } else { Value::String(value.to_string()) };
