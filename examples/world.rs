@@ -108,8 +108,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         let families: Vec<String> = families.iter().map(|(name, count)| format!("{name} {count}")).collect();
         writeln!(stdout, "videos    {} in {}", arguments.count, out.display())?;
-        let file = out.join("questions.jsonl");
-        writeln!(stdout, "questions {total} in {} ({})", file.display(), families.join(", "))?;
+        writeln!(stdout, "questions {total} in {}/questions.jsonl ({})", out.display(), families.join(", "))?;
     }
     eprintln!("{frames} frames in {seconds:.1} s");
     Ok(())
