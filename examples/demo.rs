@@ -1,44 +1,51 @@
 //! The whole path in one command, with nothing to download: `make demo`.
 //!
-//! Encodes a 10-minute H.264 video of a moving scene with the crate's own encoder, writes small random checkpoints in
-//! Hugging Face layout, and asks a question about the video through the real pipeline. The weights are random, so the
-//! queries and the answer are too; everything else is what a real checkpoint goes through.
+//! Renders a 10-minute video of the toy world that no model has seen, encodes it as H.264, and asks its questions through
+//! the real pipeline with the small trained models in `models/toy`: decode, previews, queries, CLIP, sampler, key frames,
+//! answer.
 //!
 //! ```text
 //! cargo run --release --example demo
 //! ```
-//! prints the queries, 16 key frames with their times, the answer and the time of each step.
+//! prints queries, key frames with their times and the answer of each question, and writes the key frames of each as a
+//! picture.
 
 mod cli;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
-use image::{Rgb, RgbImage};
-use msjoe::checkpoint::random::{ClipSpec, QwenSpec, clip, qwen2_5_vl};
-use msjoe::pipeline::{Options, Pipeline, Weights};
-use msjoe::text::Question;
-use msjoe::video::{H264Writer, Rational};
+use image::{RgbImage, imageops};
+use msjoe::data::world::{Length, Sample, Span, Spec, Split, World};
+use msjoe::pipeline::{Options, Outcome, Pipeline, ShowKeyFrames, Weights};
 
-/// Ask a question about a rendered 10-minute video, with small random models
+/// Answer the questions of a rendered 10-minute video with small trained models
 #[derive(Parser)]
 struct Arguments {
-    /// Folder for the video and the checkpoints
+    /// Folder with `mllm`, `clip` and `sampler.safetensors`
+    #[arg(long, default_value = "models/toy")]
+    models: PathBuf,
+    /// Folder for the video and the pictures
     #[arg(long, default_value = "target/demo")]
     dir: PathBuf,
     /// Length of the video in seconds
     #[arg(long, default_value_t = 600)]
-    seconds: u32,
+    seconds: usize,
+    /// Which of the world's held-out videos
+    #[arg(long, default_value_t = 0)]
+    video: u64,
     /// Key frames K
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     frames: usize,
 }
 
 /// Frames per second of the video.
-const RATE: u32 = 8;
-const SIZE: (u32, u32) = (320, 180);
+const RATE: usize = 8;
+/// Pictures show a frame's pixels this many times as large, in rows of four.
+const ZOOM: u32 = 4;
+const COLUMNS: u32 = 4;
 
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
@@ -48,61 +55,74 @@ fn main() -> std::process::ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     std::fs::create_dir_all(&arguments.dir)?;
-    let (video, mllm, clip_dir) =
-        (arguments.dir.join("scene.mp4"), arguments.dir.join("mllm"), arguments.dir.join("clip"));
-    encode(&video, arguments.seconds)?;
-    qwen2_5_vl(&mllm, &QwenSpec::default(), 7)?;
-    clip(&clip_dir, &ClipSpec::default(), 7)?;
-    println!("video    {} ({} s of {} x {} H.264)", video.display(), arguments.seconds, SIZE.0, SIZE.1);
+    let length = Length::Seconds(Span::new(arguments.seconds, arguments.seconds));
+    let world = World::new(Spec { length, ..Spec::default() }, 1)?;
+    let script = world.script(Split::Test, arguments.video);
+    let samples = world.samples(Split::Test, arguments.video);
+    let video = arguments.dir.join("video.mp4");
+    script.write_video(&video, RATE)?;
+    println!("video    {} ({} s of H.264, {} scenes)", video.display(), script.seconds, script.scenes.len());
     println!("prepared {:.1} s", start.elapsed().as_secs_f64());
 
-    let pipeline = Pipeline::load(&Weights::new(&mllm, &clip_dir))?;
-    let question = Question::new(
-        "Which shape crosses the picture while the sky is green?",
-        ["a disc", "a square", "nothing"],
-    )?;
-    let options =
-        Options { key_frames: arguments.frames, query_tokens: 64, answer_tokens: 32, ..Options::default() };
+    let mut weights = Weights::new(arguments.models.join("mllm"), arguments.models.join("clip"));
+    weights.sampler = Some(arguments.models.join("sampler.safetensors"));
+    // Decoded and compared with CLIP once, for all questions.
+    weights.cache = Some(arguments.dir.join("cache"));
+    let pipeline = Pipeline::load(&weights)?;
+    let options = Options {
+        key_frames: arguments.frames,
+        show: ShowKeyFrames::Images,
+        query_tokens: 48,
+        answer_tokens: 16,
+        ..Options::default()
+    };
     let stop = cli::Stop::on_ctrl_c()?;
-    let outcome = pipeline.answer_observed(&video, &question, &options, &mut cli::observer(&stop))?;
-
-    println!("question {question}");
-    if let Some(queries) = &outcome.queries {
-        queries.queries.iter().for_each(|query| println!("query    {query:?} ({:?})", queries.form));
+    let mut right = 0;
+    for sample in &samples {
+        let outcome =
+            pipeline.answer_observed(&video, &sample.question, &options, &mut cli::observer(&stop))?;
+        right += usize::from(told(&outcome, sample)?);
+        let picture = arguments.dir.join(format!("{}.png", sample.family.name()));
+        draw(&outcome.images, &picture)?;
+        println!("picture  {}", picture.display());
+        outcome.warnings.iter().for_each(|warning| eprintln!("note: {warning}"));
     }
-    for frame in &outcome.key_frames {
-        println!("frame    {}  weight {:.5}", cli::clock(frame.seconds), frame.weight);
-    }
-    for step in &outcome.steps {
-        println!("{:8} {:.2} s", format!("{:?}", step.step).to_lowercase(), step.seconds);
-    }
-    if let Some(answer) = &outcome.answer {
-        println!("answer   {:?} (random weights: nothing to be learned from it)", answer.text);
-    }
-    outcome.warnings.iter().for_each(|warning| eprintln!("note: {warning}"));
+    println!("\nright    {right} of {}", samples.len());
     println!("total    {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 
-fn encode(path: &Path, seconds: u32) -> Result<()> {
-    let mut writer = H264Writer::create(path, SIZE.0, SIZE.1, Rational::new(RATE as i32, 1))?;
-    for frame in 0..seconds * RATE {
-        writer.push(&scene(f64::from(frame) / f64::from(RATE)))?;
+/// Prints what was asked, seen and answered; whether it is right.
+fn told(outcome: &Outcome, sample: &Sample) -> Result<bool> {
+    println!("\nquestion {} ({})", sample.question, sample.family.name());
+    if let Some(queries) = &outcome.queries {
+        queries.queries.iter().for_each(|query| println!("query    {query:?} ({:?})", queries.form));
     }
-    Ok(writer.finish()?)
+    for frame in &outcome.key_frames {
+        let evidence = sample.evidence.iter().any(|range| range.contains(&(frame.seconds as usize)));
+        let mark = if evidence { "  evidence" } else { "" };
+        println!("frame    {}  weight {:.5}{mark}", cli::clock(frame.seconds), frame.weight);
+    }
+    let steps =
+        outcome.steps.iter().map(|step| format!("{:?} {:.2} s", step.step, step.seconds).to_lowercase());
+    println!("time     {}", steps.collect::<Vec<_>>().join(", "));
+    let answer = outcome.answer.as_ref().context("the pipeline gave no answer")?;
+    let right = answer.choice == Some(sample.answer);
+    let truth = &sample.question.options()[sample.answer];
+    println!("answer   {:?}: {}", answer.text, if right { "right" } else { &**truth });
+    Ok(right)
 }
 
-/// A sky whose colour changes every 20 s, and a shape that crosses it.
-fn scene(seconds: f64) -> RgbImage {
-    let place = (seconds / 20.0) as usize;
-    let skies = [[40, 60, 120], [50, 130, 60], [150, 90, 40], [90, 90, 100], [130, 50, 110]];
-    let (sky, round) = (skies[place % skies.len()], place % 3 != 1);
-    let phase = (seconds % 20.0) / 20.0;
-    let (x, y) = (phase * 380.0 - 30.0, 90.0 + 50.0 * (phase * 12.0).sin());
-    RgbImage::from_fn(SIZE.0, SIZE.1, |column, row| {
-        let (dx, dy) = (f64::from(column) - x, f64::from(row) - y);
-        let inside = if round { dx * dx + dy * dy < 700.0 } else { dx.abs().max(dy.abs()) < 24.0 };
-        let shade = (row / 6) as u8;
-        if inside { Rgb([230, 210 - shade, 60]) } else { Rgb(sky.map(|c: u8| c.saturating_add(shade))) }
-    })
+/// The frames side by side.
+fn draw(frames: &[RgbImage], path: &Path) -> Result<()> {
+    let Some((width, height)) = frames.first().map(RgbImage::dimensions) else { return Ok(()) };
+    let (width, height) = (width * ZOOM, height * ZOOM);
+    let rows = (frames.len() as u32).div_ceil(COLUMNS);
+    let mut sheet = RgbImage::new(COLUMNS * (width + 2), rows * (height + 2));
+    for (at, frame) in (0..).zip(frames) {
+        let large = imageops::resize(frame, width, height, imageops::FilterType::Nearest);
+        let (x, y) = (at % COLUMNS * (width + 2) + 1, at / COLUMNS * (height + 2) + 1);
+        imageops::replace(&mut sheet, &large, i64::from(x), i64::from(y));
+    }
+    Ok(sheet.save(path)?)
 }

@@ -15,13 +15,12 @@ use msjoe::models::unet1d::{self, UNet1d};
 use msjoe::optim::AdamWConfig;
 use msjoe::rl::advantage::Baseline;
 use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig, SamplerConfig, Worth};
-use msjoe::rl::evolve::{Data, Evaluation, Evolution, Models, Settings};
+use msjoe::rl::evolve::{Data, Evaluation, Event, Evolution, Models, Settings};
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::learner::Learner;
 use msjoe::rl::plan::{Choosing, Plan, Shown};
 use msjoe::rl::reward::{Peak, RewardConfig};
 use msjoe::rl::rollout::rollout;
-use msjoe::rl::run::{Build, Run};
 use msjoe::rl::tally::Tally;
 use msjoe::rl::tasks::world_tasks;
 use msjoe::rl::trainer::Trainer;
@@ -119,7 +118,7 @@ fn learner(dir: &Path, config: &EvolveConfig) -> Learner {
 
 /// A folder with the checkpoints, and the settings. The language model was taught the form of its turns, so that what it
 /// says, and with it the reward, differs from one generation to the next.
-fn setting() -> (&'static TempDir, EvolveConfig) {
+pub fn setting() -> (&'static TempDir, EvolveConfig) {
     static TAUGHT: OnceLock<TempDir> = OnceLock::new();
     let dir = TAUGHT.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -305,61 +304,6 @@ fn a_step_changes_what_learns_and_nothing_else() {
 }
 
 #[test]
-fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
-    let (dir, config) = setting();
-    let settings = Settings {
-        models: Models { mllm: dir.path().join("mllm"), clip: dir.path().join("clip"), sampler: None },
-        data: Data::World { seed: 5, spec: Spec { ..Spec::short() }, videos: 12 },
-        evaluation: Evaluation { every: 2, questions: 12, ..Evaluation::default() },
-        save_every: 1,
-        evolve: EvolveConfig {
-            iterations: 2,
-            resample: 1,
-            plan: Plan { key_frames: 2, previews: Some(1), ..config.plan.clone() },
-            ..config
-        },
-    };
-    let train = |name: &str, stops: &[u64]| {
-        let folder = dir.path().join(name);
-        drop(Run::create(&folder, &settings, &Build::new("cpu")).unwrap());
-        // As a run leaves it that was killed before its first checkpoint.
-        std::fs::write(folder.join("metrics.jsonl"), b"{\"step\":0,\"time\":1.0,\"x\":1.0}\n").unwrap();
-        for stop in stops.iter().copied().chain([u64::MAX]) {
-            let run = Run::open(&folder).unwrap();
-            let mut go_on = |event: msjoe::rl::evolve::Event| !matches!(event, msjoe::rl::evolve::Event::Step { step, .. } if step >= stop);
-            let mut evolution = Evolution::new(settings.clone(), &mut |_| true).unwrap();
-            let done = evolution.run(&run, &mut go_on);
-            assert_eq!(done.is_ok(), stop == u64::MAX, "{done:?}");
-        }
-        let files = std::fs::read_dir(folder.join("step-000004")).unwrap();
-        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        assert!(files.iter().any(|file| file.ends_with("model.safetensors")), "{files:?}");
-        let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap().lines().count();
-        let moved =
-            candle_core::safetensors::load(folder.join("step-000004/model.safetensors"), &Device::Cpu)
-                .unwrap();
-        let start =
-            Checkpoint::open(dir.path().join("mllm")).unwrap().tensors(DType::F32, &Device::Cpu).unwrap();
-        Qwen2_5VlChat::load(folder.join("step-000004"), DType::F32, &Device::Cpu)
-            .expect("a checkpoint is a model folder");
-        UNet1d::load(folder.join("step-000004/sampler.safetensors"), &Device::Cpu)
-            .expect("and holds a sampler file");
-        let name = "model.norm.weight";
-        assert_ne!(
-            moved[name].to_vec1::<f32>().unwrap(),
-            start[name].to_vec1::<f32>().unwrap(),
-            "nothing was learned"
-        );
-        let files = files.into_iter().filter(|file| file.extension().is_some_and(|e| e == "safetensors"));
-        (files.map(|file| std::fs::read(file).unwrap()).collect::<Vec<_>>(), metrics)
-    };
-    let (whole, resumed) = (train("whole", &[]), train("resumed", &[1, 3]));
-    assert!(whole.0 == resumed.0, "the resumed run has other weights or moments");
-    assert_eq!(whole.1, resumed.1, "lines of metrics");
-}
-
-#[test]
 fn adapters_learn_over_a_frozen_base_and_are_peft_files() {
     let (dir, mut config) = setting();
     config.model.learn = Learn::Adapters { rank: 4, alpha: 8.0, targets: None };
@@ -402,11 +346,12 @@ fn a_run_that_cannot_fit_is_refused_before_anything_is_loaded() {
         data: Data::World { seed: 5, spec: Spec::short(), videos: 1 },
         evaluation: Evaluation::default(),
         save_every: 1,
+        pretrain: None,
         evolve: EvolveConfig { questions, ..config.clone() },
     };
     let mut planned = 0;
-    let mut count = |event: msjoe::rl::evolve::Event| {
-        planned += usize::from(matches!(event, msjoe::rl::evolve::Event::Memory(_)));
+    let mut count = |event: Event| {
+        planned += usize::from(matches!(event, Event::Memory(_)));
         true
     };
     let error = Evolution::new(settings(1 << 34), &mut count).err().unwrap().to_string();

@@ -4,6 +4,7 @@
 mod backward;
 mod clip;
 mod evolve;
+mod evolve_run;
 mod feature_cache;
 mod gradcheck;
 mod grpo;

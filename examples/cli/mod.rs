@@ -1,6 +1,8 @@
 //! What the examples that run the pipeline share: arguments, loading with progress, Ctrl-C, and how errors end.
 #![allow(dead_code)] // each example uses its part
 
+pub mod training;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -12,13 +12,14 @@ use msjoe::optim::{AdamWConfig, Schedule, Shape};
 use msjoe::similarity::similarity;
 use msjoe::supervised::contrastive::ContrastiveTrainer;
 use msjoe::supervised::lessons;
+use msjoe::supervised::patches::Tower;
 
+use crate::patches;
 use crate::progress::bar;
 use crate::save::{restore, save};
 use crate::{Args, Worlds};
 
-const STEPS: f64 = 9000.0;
-const PLAIN: u64 = 1200;
+const STEPS: f64 = 4000.0;
 const FRAMES: usize = 64;
 const PER_VIDEO: usize = 4;
 
@@ -43,19 +44,19 @@ pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
     random::clip(&dir, &spec, args.seed)?;
     let config = AdamWConfig { weight_decay: 0.02, ..AdamWConfig::default() };
     let mut trainer = ContrastiveTrainer::new(&dir, &Device::Cpu, config)?;
+    let tower = Tower::Clip(Box::new(trainer.clip.clone()));
+    patches::train(args, worlds, ("clip", tower), &trainer.parameters, &dir.join("model.safetensors"))?;
     let total = (STEPS * args.scale) as u64;
     let schedule = Schedule { peak: 1e-3, warmup: 100, total, floor: 1e-5, shape: Shape::Cosine };
     let start = restore(&unfinished, &trainer.parameters, &mut trainer.optimizer)?;
     let bar = bar("clip", start, total);
     for step in start..total {
-        // Shapes are learned from one large thing at a time; on crowded frames alone they never are.
-        let world = if step < PLAIN || step % 4 == 0 { &worlds.plain } else { &worlds.long };
+        let world = if step % 4 == 0 { &worlds.plain } else { &worlds.long };
         let batch = lessons::captions(world, step, FRAMES, PER_VIDEO);
-
         let done = trainer.step(&batch, schedule.rate(step))?;
         bar.set_message(format!("loss {:.3}, own phrase first {:.2}", done.loss, done.accuracy));
         bar.inc(1);
-        if (step + 1) % 50 == 0 {
+        if (step + 1) % 100 == 0 {
             save(&unfinished, step + 1, &trainer.parameters, &trainer.optimizer)?;
             bar.suspend(|| {
                 println!(

@@ -11,6 +11,7 @@
 mod clip;
 mod measure;
 mod mllm;
+mod patches;
 mod progress;
 mod save;
 

@@ -9,10 +9,12 @@ use msjoe::checkpoint::{write_file, write_safetensors};
 use msjoe::data::world::vocabulary;
 use msjoe::optim::{AdamWConfig, Schedule, Shape};
 use msjoe::supervised::lessons::{Lesson, conversation};
+use msjoe::supervised::patches::Tower;
 use msjoe::supervised::turns::{Conversation, Learn, TurnTrainer};
 use rayon::prelude::*;
 
 use crate::measure::measure;
+use crate::patches;
 use crate::progress::bar;
 use crate::save::{restore, save};
 use crate::{Args, Worlds};
@@ -37,16 +39,7 @@ struct Stage {
 }
 
 const PEAK: f64 = 1e-3;
-/// Shapes are learned from one large thing at a time, at the full rate until they are.
-const STAGES: [Stage; 3] = [
-    Stage {
-        name: "plain",
-        steps: 2500.0,
-        batch: 96,
-        shares: [100, 0, 0, 0],
-        course: Shape::Constant,
-        measure: 250,
-    },
+const STAGES: [Stage; 2] = [
     Stage {
         name: "look",
         steps: 1500.0,
@@ -96,6 +89,10 @@ pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
     };
     random::qwen2_5_vl(&dir, &spec, args.seed)?;
     write_file(&dir.join("msjoe.json"), b"{ \"dialogue\": \"brief\" }\n")?;
+    let config = AdamWConfig::default();
+    let TurnTrainer { chat, parameters, .. } = TurnTrainer::new(&dir, &Device::Cpu, Learn::All, config)?;
+    let tower = Tower::Qwen(Box::new(chat));
+    patches::train(args, worlds, ("mllm", tower), &parameters, &dir.join("model.safetensors"))?;
     for stage in &STAGES {
         run(args, worlds, &dir, stage)?;
     }

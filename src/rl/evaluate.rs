@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::gallery::Gallery;
 use super::plan::Plan;
@@ -65,7 +65,7 @@ pub fn evaluate(
 }
 
 /// Shares over many graded questions.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Questions.
     pub questions: usize,

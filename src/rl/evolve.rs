@@ -7,14 +7,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use super::config::{EvolveConfig, Learn, Worth};
+use super::config::{EvolveConfig, Learn, Rate, Worth};
 use super::evaluate::{Summary, evaluate, summary};
 use super::footage::Footage;
 use super::gallery::Gallery;
 use super::learner::{Learner, read_folder};
 use super::memory::{self, MemoryPlan};
 use super::plan::{Choosing, Plan};
-use super::run::{Run, Snapshot};
+use super::run::{Build, Run, Snapshot};
 use super::tasks::{balanced, pass_rates, world_tasks};
 use super::trainer::{Progress, Trainer};
 use super::trajectory::Task;
@@ -46,8 +46,44 @@ pub struct Settings {
     /// Steps between checkpoints.
     #[serde(default = "fifty")]
     pub save_every: u64,
+    /// Stage 1, before anything else: the sampler learns while the language model is frozen. Without it the run begins
+    /// with the sampler of `models`.
+    #[serde(default)]
+    pub pretrain: Option<Pretraining>,
     /// The training itself.
     pub evolve: EvolveConfig,
+}
+
+/// What stage 1 has of its own; everything else is as in stage 2.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pretraining {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// What a draw is worth.
+    pub worth: Worth,
+    /// Learning rate and its course.
+    pub rate: Rate,
+}
+
+impl Default for Pretraining {
+    fn default() -> Self {
+        Self { steps: 200, worth: Worth::Difficulty, rate: Rate { peak: 1e-3, ..Rate::default() } }
+    }
+}
+
+impl Settings {
+    /// Stage 1 as a run of its own.
+    pub fn first_stage(&self) -> Option<Self> {
+        let Pretraining { steps, worth, rate } = self.pretrain.clone()?;
+        let mut first = Self { pretrain: None, ..self.clone() };
+        first.evolve.steps = steps;
+        first.evolve.model.learn = Learn::Nothing;
+        first.evolve.sampler.learn = true;
+        first.evolve.sampler.worth = worth;
+        first.evolve.sampler.rate = rate;
+        Some(first)
+    }
 }
 
 fn fifty() -> u64 {
@@ -116,6 +152,8 @@ impl Default for Evaluation {
 pub enum Event<'a> {
     /// What the run will need at most, before anything is loaded.
     Memory(&'a MemoryPlan),
+    /// A stage begins: its name and its steps.
+    Stage(&'a str, u64),
     /// Something slow is under way: what, done, of how many.
     Preparing(&'a str, usize, usize),
     /// A step was done.
@@ -148,6 +186,44 @@ pub struct Report {
 /// Called with events; `false` ends the run after saving it.
 pub type Observer<'a> = &'a mut dyn FnMut(Event) -> bool;
 
+/// Folder of stage 1 in a run's folder.
+const FIRST: &str = "sampler";
+
+/// A whole run in `run`'s folder, from where it was left: stage 1 if `settings` have one, in the folder `sampler` below, and
+/// stage 2 with the best sampler of stage 1.
+///
+/// # Errors
+/// As [`Evolution::new`] and [`Evolution::run`].
+pub fn evolve(mut settings: Settings, run: &Run, observe: Observer) -> Result<Report> {
+    settings.evolve.check()?;
+    if let Some(first) = settings.first_stage() {
+        first.evolve.check()?;
+        let folder = run.folder().join(FIRST);
+        let first_run = match Run::exists(&folder) {
+            true => Run::open(&folder)?,
+            false => Run::create(&folder, &first, &Build::new("cpu"))?,
+        };
+        let steps = first.evolve.steps;
+        if first_run.latest()?.is_none_or(|saved| saved.step < steps) {
+            observe(Event::Stage("stage 1, sampler", steps));
+            Evolution::new(first, observe)?.run(&first_run, observe)?;
+        }
+        let best = first_run.best()?.map(|saved| saved.folder.join("sampler.safetensors"));
+        settings.models.sampler = best.or(settings.models.sampler);
+    }
+    observe(Event::Stage("stage 2, joint", settings.evolve.steps));
+    Evolution::new(settings, observe)?.run(run, observe)
+}
+
+/// What a checkpoint's state holds.
+#[derive(Serialize, Deserialize)]
+struct State {
+    #[serde(flatten)]
+    progress: Progress,
+    /// So that the report of a resumed run is that of an uninterrupted one.
+    evaluations: BTreeMap<u64, Summary>,
+}
+
 /// Everything that a run works with.
 pub struct Evolution {
     /// The run's settings.
@@ -155,6 +231,7 @@ pub struct Evolution {
     /// The training.
     pub trainer: Trainer,
     validation: Vec<Task>,
+    evaluations: BTreeMap<u64, Summary>,
 }
 
 impl Evolution {
@@ -183,7 +260,7 @@ impl Evolution {
             pass_rates(learner.policy(), &mut train, &settings.evolve, rollouts, &mut progress)?;
         }
         let trainer = Trainer::new(settings.evolve.clone(), learner, train)?;
-        Ok(Self { settings, trainer, validation })
+        Ok(Self { settings, trainer, validation, evaluations: BTreeMap::new() })
     }
 
     /// Trains to the last step, from where `run` was left.
@@ -193,10 +270,9 @@ impl Evolution {
     /// observer says so.
     pub fn run(&mut self, run: &Run, observe: Observer) -> Result<Report> {
         let mut metrics = self.resume(run)?;
-        let mut evaluations = BTreeMap::new();
         let every = self.settings.evaluation.every;
         if every > 0 && self.trainer.progress.step == 0 {
-            self.evaluated(&mut metrics, &mut evaluations, observe)?;
+            self.evaluated(&mut metrics, observe)?;
         }
         let last = self.settings.evolve.steps;
         while self.trainer.progress.step < last {
@@ -208,7 +284,7 @@ impl Evolution {
             let go_on = observe(Event::Step { step, values: &values });
             let mut score = None;
             if every > 0 && (step.is_multiple_of(every) || step == last) {
-                score = Some(self.evaluated(&mut metrics, &mut evaluations, observe)?);
+                score = Some(self.evaluated(&mut metrics, observe)?);
             }
             if step.is_multiple_of(self.settings.save_every.max(1))
                 || step == last
@@ -222,7 +298,7 @@ impl Evolution {
             }
         }
         let best = run.best()?.map(|saved| saved.folder);
-        Ok(Report { evaluations, steps: last, best })
+        Ok(Report { evaluations: self.evaluations.clone(), steps: last, best })
     }
 
     fn resume(&mut self, run: &Run) -> Result<Metrics> {
@@ -235,8 +311,9 @@ impl Evolution {
             return Metrics::create(run.folder());
         };
         let (saved, snapshot) = Snapshot::load(&saved.folder)?;
-        self.trainer.progress = serde_json::from_value::<Progress>(snapshot.state)
+        let State { progress, evaluations } = serde_json::from_value(snapshot.state)
             .map_err(|cause| Error::checkpoint(&saved.folder, cause))?;
+        (self.trainer.progress, self.evaluations) = (progress, evaluations);
         self.trainer.learner.restore(snapshot.tensors)?;
         run.rewind(saved.step)?;
         Metrics::resume(run.folder(), saved.step)
@@ -245,8 +322,9 @@ impl Evolution {
     /// A checkpoint that is also a folder others can load: a model with its tokenizer and settings, or a PEFT adapter.
     fn snapshot(&self) -> Result<Snapshot> {
         let learner = &self.trainer.learner;
-        let state = serde_json::to_value(self.trainer.progress)
-            .map_err(|cause| Error::Input(format!("checkpoint: {cause}")))?;
+        let state = State { progress: self.trainer.progress, evaluations: self.evaluations.clone() };
+        let state =
+            serde_json::to_value(state).map_err(|cause| Error::Input(format!("checkpoint: {cause}")))?;
         let (mut tensors, mut files) = (learner.files()?, learner.readable()?);
         tensors.retain(|stem, _| !files.contains_key(&format!("{stem}.safetensors")));
         if tensors.contains_key("model") {
@@ -257,12 +335,7 @@ impl Evolution {
     }
 
     /// Greedy accuracy on the validation questions, logged and returned.
-    fn evaluated(
-        &self,
-        metrics: &mut Metrics,
-        evaluations: &mut BTreeMap<u64, Summary>,
-        observe: Observer,
-    ) -> Result<f64> {
+    fn evaluated(&mut self, metrics: &mut Metrics, observe: Observer) -> Result<f64> {
         let step = self.trainer.progress.step;
         let summary = self.evaluate(&greedy(&self.settings.evolve.plan), &self.validation)?;
         let mut values = BTreeMap::from([
@@ -275,7 +348,7 @@ impl Evolution {
         metrics.log(step, &values)?;
         observe(Event::Evaluated { step, summary: &summary });
         let accuracy = summary.accuracy;
-        evaluations.insert(step, summary);
+        self.evaluations.insert(step, summary);
         Ok(accuracy)
     }
 

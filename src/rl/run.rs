@@ -70,6 +70,11 @@ impl Run {
         Ok(Self { folder: folder.to_owned(), keep: 2, _lock: lock })
     }
 
+    /// Whether `folder` holds a run.
+    pub fn exists(folder: impl AsRef<Path>) -> bool {
+        folder.as_ref().join(CONFIG).is_file()
+    }
+
     /// An existing run, to go on with. What unfinished saves left is removed, and the links are set right.
     ///
     /// # Errors

@@ -41,7 +41,8 @@ pub struct Step {
 
 /// A CLIP in training.
 pub struct ContrastiveTrainer {
-    clip: Clip,
+    /// The model; its weights follow every step.
+    pub clip: Clip,
     /// All parameters by their published names.
     pub parameters: Parameters,
     /// Moments of the optimizer.

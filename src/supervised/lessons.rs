@@ -9,8 +9,9 @@ use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use super::contrastive::Batch;
+use super::patches::PatchBatch;
 use super::turns::Conversation;
-use crate::data::world::{Colour, Family, Noun, Phrase, Sample, Script, Split, World};
+use crate::data::world::{Colour, Family, Noun, Phrase, Place, Sample, Script, Split, World};
 use crate::select::uniform;
 use crate::text::{Dialogue, answer, query};
 
@@ -60,6 +61,36 @@ pub fn captions(world: &World, number: u64, frames: usize, per_video: usize) -> 
     }
 }
 
+/// Frames of training videos with what is in each of their patches; `per_video` of each.
+pub fn rasters(world: &World, number: u64, frames: usize, per_video: usize, grid: usize) -> PatchBatch {
+    let videos = frames.div_ceil(per_video.max(1)) as u64;
+    let seen: Vec<_> = (0..videos)
+        .into_par_iter()
+        .flat_map_iter(|i| {
+            let index = number * videos + i;
+            let script = world.script(Split::Train, index);
+            let mut rng = StdRng::seed_from_u64(index);
+            (0..per_video)
+                .map(|_| {
+                    let second = rng.random_range(0..script.seconds);
+                    let place = script.scene_at(second).place;
+                    let cells = script.raster(second, grid).into_iter();
+                    let labels = cells.map(|thing| match thing {
+                        Some(thing) => [thing.noun as u32, thing.colour as u32],
+                        None => [Noun::ALL.len() as u32, (Colour::ALL.len() + place as usize) as u32],
+                    });
+                    (script.frame(second), labels.collect::<Vec<_>>())
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let (images, labels) = seen.into_iter().unzip();
+    PatchBatch { images, labels }
+}
+
+/// Number of labels of either kind in [`rasters`]: nouns or none, colours or places.
+pub const LABELS: [usize; 2] = [Noun::ALL.len() + 1, Colour::ALL.len() + Place::ALL.len()];
+
 /// The phrase with the colour or the noun of one thing replaced, or its place.
 fn changed(phrase: &Phrase, rng: &mut StdRng) -> Phrase {
     let mut changed = phrase.clone();
@@ -72,7 +103,7 @@ fn changed(phrase: &Phrase, rng: &mut StdRng) -> Phrase {
                 *noun = *Noun::ALL.choose(rng).unwrap_or(noun);
             }
         }
-        None => changed.place = crate::data::world::Place::ALL.choose(rng).copied(),
+        None => changed.place = Place::ALL.choose(rng).copied(),
     }
     changed
 }

@@ -74,6 +74,22 @@ impl Script {
         self.canvas.paint(scene, (seconds - scene.start as f64) as f32, noise)
     }
 
+    /// What is at each cell of a raster of `grid` x `grid` over the frame at `second`, row by row: the thing whose circle
+    /// holds the cell's centre, or `None` where only the place shows.
+    pub fn raster(&self, second: usize, grid: usize) -> Vec<Option<&Thing>> {
+        let scene = self.scene_at(second);
+        let seconds = second.saturating_sub(scene.start) as f32;
+        let at = |cell: usize| (cell as f32 + 0.5) / grid as f32;
+        let cells = (0..grid * grid).map(|cell| {
+            let (x, y) = (at(cell % grid), at(cell / grid));
+            scene.things.iter().find(|thing| {
+                let [left, top] = thing.centre(seconds);
+                (left - x).powi(2) + (top - y).powi(2) <= thing.radius.powi(2)
+            })
+        });
+        cells.collect()
+    }
+
     /// Everything there is to see at `second`: `a red hammer and a small blue star on grass`.
     pub fn caption(&self, second: usize) -> String {
         Phrase::full(self.scene_at(second)).to_string()

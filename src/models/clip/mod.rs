@@ -201,6 +201,18 @@ impl Clip {
         self.rows(batches.collect::<Result<_>>()?)
     }
 
+    /// What the image tower knows of each patch (B * N, hidden), image by image and row by row, of images as
+    /// [`Self::encode_images`] takes them; all in one batch.
+    ///
+    /// # Errors
+    /// An image of another size.
+    pub fn patch_states(&self, images: &[RgbImage]) -> Result<Tensor> {
+        let side = self.image_size() as usize;
+        let pixels = self.processor.pixel_values(images)?;
+        let pixels = Tensor::from_vec(pixels, (images.len(), 3, side, side), &Device::Cpu)?;
+        Ok(self.vision.patch_states(&pixels.to_device(&self.device)?.to_dtype(self.dtype)?)?)
+    }
+
     /// Side, in pixels, of the images that [`Self::encode_images`] takes.
     pub fn image_size(&self) -> u32 {
         self.processor.size()

@@ -61,13 +61,30 @@ impl VisionModel {
                 s = self.image_size
             )
         }
+        let n = self.position_embedding.dim(0)?;
+        let class_rows = (0..b).map(|i| (i * n) as u32).collect();
+        self.projection.forward(&self.states(pixel_values, class_rows)?)
+    }
+
+    /// Normalised pixels (B, C, S, S) -> what the tower knows of each patch (B * N, D), image by image and row by row.
+    ///
+    /// # Errors
+    /// Pixels of another size than the tower's.
+    pub fn patch_states(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        let (b, n) = (pixel_values.dim(0)?, self.position_embedding.dim(0)?);
+        let rows = (0..b * n).filter(|row| row % n != 0).map(|row| row as u32).collect();
+        self.states(pixel_values, rows)
+    }
+
+    /// The normalised states of `rows` of all images' tokens, the class token first in each.
+    fn states(&self, pixel_values: &Tensor, rows: Vec<u32>) -> Result<Tensor> {
         let xs = self.embed(pixel_values)?;
-        let (_, n, d) = xs.dims3()?;
-        let class_rows: Vec<u32> = (0..b).map(|i| (i * n) as u32).collect();
-        let class_rows = Tensor::from_vec(class_rows, b, xs.device())?;
+        let (b, n, d) = xs.dims3()?;
+        let count = rows.len();
+        let rows = Tensor::from_vec(rows, count, xs.device())?;
         let xs = self.pre_layrnorm.forward(&xs.reshape((b * n, d))?)?;
-        let xs = self.encoder.forward(xs, &Segments::new(&vec![n; b]), Mask::Full, &class_rows)?;
-        self.projection.forward(&self.post_layernorm.forward(&xs)?)
+        let xs = self.encoder.forward(xs, &Segments::new(&vec![n; b]), Mask::Full, &rows)?;
+        self.post_layernorm.forward(&xs)
     }
 
     /// (B, C, S, S) -> (B, 1 + N, D): the class token, then the patches row by row.

@@ -106,6 +106,19 @@ impl Qwen2_5Vl {
         self.vision.forward(pixels, grids)
     }
 
+    /// What the vision tower knows of each patch before patches are merged: (N, vision hidden), with the row and column
+    /// of each.
+    ///
+    /// # Errors
+    /// As [`Self::vision`].
+    pub fn patch_states(
+        &self,
+        pixels: &Tensor,
+        grids: &[[usize; 3]],
+    ) -> candle_core::Result<(Tensor, Vec<[usize; 2]>)> {
+        self.vision.patch_states(pixels, grids)
+    }
+
     /// The text model.
     pub fn text(&self) -> &TextModel {
         &self.text

@@ -110,6 +110,25 @@ impl VisionTower {
     /// # Errors
     /// Rows that do not add up to the grids, or grids that are no multiple of the merge size.
     pub fn forward(&self, pixels: &Tensor, grids: &[[usize; 3]]) -> Result<Tensor> {
+        let order = self.order(pixels, grids)?;
+        if pixels.dim(0)? == 0 {
+            return Tensor::zeros((0, self.config.out_hidden_size), self.dtype, &self.device);
+        }
+        let inverse = order.inverse();
+        let merged = self.merger.forward(&self.blocks(pixels, &order)?)?;
+        merged.index_select(&Tensor::from_vec(inverse, merged.dim(0)?, &self.device)?, 0)
+    }
+
+    /// What the merger reads, normalised: one row (N, hidden) per patch, in the order of the returned rows and columns.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn patch_states(&self, pixels: &Tensor, grids: &[[usize; 3]]) -> Result<(Tensor, Vec<[usize; 2]>)> {
+        let order = self.order(pixels, grids)?;
+        Ok((self.merger.ln_q.forward(&self.blocks(pixels, &order)?)?, order.coordinates))
+    }
+
+    fn order(&self, pixels: &Tensor, grids: &[[usize; 3]]) -> Result<PatchOrder> {
         let (n, _) = pixels.dims2()?;
         let merge = self.config.spatial_merge_size;
         let rows: usize = grids.iter().map(|[t, h, w]| t * h * w).sum();
@@ -118,22 +137,24 @@ impl VisionTower {
                 "vision: {n} patch rows do not fit the grids {grids:?} ({rows} patches; height and width in multiples of {merge})"
             )
         }
-        if n == 0 {
-            return Tensor::zeros((0, self.config.out_hidden_size), self.dtype, &self.device);
-        }
-        let order = PatchOrder::new(grids, &self.config);
-        let index = |ids: Vec<u32>| Tensor::from_vec(ids, n / (merge * merge), &self.device);
+        Ok(PatchOrder::new(grids, &self.config))
+    }
+
+    /// Rows of pixels -> rows behind the last block (N, hidden), window by window.
+    fn blocks(&self, pixels: &Tensor, order: &PatchOrder) -> Result<Tensor> {
+        let (n, merge) = (pixels.dim(0)?, self.config.spatial_merge_size);
+        let index = Tensor::from_vec(order.window_index.clone(), n / (merge * merge), &self.device)?;
         let (windows, slices) = (Segments::new(&order.windows), Segments::new(&order.slices));
-        let (cos, sin) = self.angles(&order)?;
+        let (cos, sin) = self.angles(order)?;
 
         let xs = self.patch_embed.forward(&pixels.to_device(&self.device)?.to_dtype(self.dtype)?)?;
         let xs = xs.reshape((n / (merge * merge), merge * merge * self.config.hidden_size))?;
-        let mut xs = xs.index_select(&index(order.window_index.clone())?, 0)?.reshape((n, ()))?;
+        let mut xs = xs.index_select(&index, 0)?.reshape((n, ()))?;
         for (i, block) in self.blocks.iter().enumerate() {
             let full = self.config.fullatt_block_indexes.contains(&i);
             xs = block.forward(&xs, (&cos, &sin), if full { &slices } else { &windows }, Mask::Full)?;
         }
-        self.merger.forward(&xs)?.index_select(&index(order.inverse())?, 0)
+        Ok(xs)
     }
 
     /// The same tower on the same storage, outside any graph.

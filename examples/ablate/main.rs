@@ -1,0 +1,149 @@
+//! The paper's comparison and its ablations on the toy world: what joint evolution gains, and from what.
+//!
+//!     cargo run --release --example ablate -- --quick
+//!     cargo run --release --example ablate -- --out runs/ablate
+//!
+//! Every row is trained where it learns and graded on held-out questions of rendered videos. Each finished (row, seed) is
+//! kept in `--out`: run again, the command goes on with what is missing, and grades nothing twice. The table goes to
+//! stdout and, with reward curves, to `table.md` and `table.json` in that folder. `--rows` takes some of the rows:
+//! uniform, top-k, question, frozen, joint, no-difficulty, no-info, no-previews, mlp, independent, no-baseline, evidence.
+
+mod rows;
+mod table;
+mod work;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use msjoe::checkpoint::write_file;
+use rows::{FULL, JOINT, QUICK, ROWS, Row, Training};
+use table::K;
+use work::Work;
+
+/// Trains and grades the rows of the table.
+#[derive(Parser)]
+struct Args {
+    /// Folder with `mllm` and `clip`.
+    #[arg(long, default_value = "models/toy")]
+    models: PathBuf,
+    /// Where results are kept.
+    #[arg(long, default_value = "runs/ablate")]
+    out: PathBuf,
+    /// Seed of the world: its train split to learn from, its test split to be graded on.
+    #[arg(long, default_value_t = 1)]
+    world_seed: u64,
+    /// Few steps and questions: shows that every row runs, not what it reaches.
+    #[arg(long)]
+    quick: bool,
+    /// Only these rows.
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Seeds per row that learns.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// Held-out questions.
+    #[arg(long)]
+    questions: Option<usize>,
+    /// Steps of joint evolution.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// The table as JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    msjoe::ops::heap::keep_freed_memory();
+    let mut scale = if args.quick { QUICK } else { FULL };
+    scale.seeds = args.seeds.unwrap_or(scale.seeds).max(1);
+    scale.questions = args.questions.unwrap_or(scale.questions);
+    scale.joint_steps = args.steps.unwrap_or(scale.joint_steps);
+    if let Some(name) = args.rows.iter().find(|name| ROWS.iter().all(|row| row.name != **name)) {
+        let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+        bail!("--rows: expected any of {}, got {name:?}", names.join(", "));
+    }
+    let rows: Vec<&'static Row> =
+        ROWS.iter().filter(|row| args.rows.is_empty() || args.rows.iter().any(|n| n == row.name)).collect();
+    std::fs::create_dir_all(&args.out)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    let jobs: Vec<(&'static Row, u64)> =
+        rows.iter().flat_map(|row| seeds(row, scale.seeds).map(|s| (*row, s))).collect();
+    let bar = ProgressBar::new(jobs.len() as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} rows, {eta} left; {msg}")?);
+    let mut observe = |said: &str| {
+        bar.set_message(said.to_owned());
+        bar.tick();
+        !stop.load(Ordering::Relaxed)
+    };
+
+    let mut work = Work::new(&args.models, args.world_seed, scale, &args.out)?;
+    if rows.iter().any(|row| row.training != Training::None) {
+        work.estimate_pass_rates(&mut observe)?;
+    }
+    let mut done: Vec<(&'static Row, Vec<work::Graded>)> = rows.iter().map(|row| (*row, vec![])).collect();
+    for (row, seed) in jobs {
+        let frames = counts(row);
+        let graded = match work.done(row, seed, &frames)? {
+            Some(graded) => graded,
+            None => {
+                let graded = work.run(row, seed, &frames, &mut observe)?;
+                let grades = &graded.by_frames[&K];
+                let right = grades.right().iter().filter(|right| **right).count();
+                let line = format!(
+                    "{} seed {seed}: {right} of {} right, recall {:.2}, {:.0} s of training",
+                    row.name,
+                    work.test.len(),
+                    grades.evidence_recall,
+                    graded.seconds
+                );
+                bar.suspend(|| eprintln!("{line}"));
+                graded
+            }
+        };
+        if let Some((_, of_row)) = done.iter_mut().find(|(other, _)| other.name == row.name) {
+            of_row.push(graded);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let table = table::table(&done, &work.test, args.world_seed)?;
+    let (markdown, json) = (table.markdown(), serde_json::to_string_pretty(&table)?);
+    write_file(&args.out.join("table.md"), markdown.as_bytes())?;
+    write_file(&args.out.join("table.json"), json.as_bytes())?;
+    print!("{}", if args.json { format!("{json}\n") } else { markdown });
+    Ok(())
+}
+
+/// Rows without any chance in them are graded once.
+fn seeds(row: &Row, count: u64) -> std::ops::RangeInclusive<u64> {
+    match row.training {
+        Training::None => 1..=1,
+        _ => 1..=count,
+    }
+}
+
+/// The curve over the number of key frames is drawn for the rows that the paper draws it for.
+fn counts(row: &Row) -> Vec<usize> {
+    match row.name {
+        "uniform" | "top-k" | JOINT => vec![2, 4, K, 16],
+        _ => vec![K],
+    }
+}

@@ -1,0 +1,144 @@
+//! The table, in Markdown and JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+use msjoe::rl::trajectory::Task;
+use msjoe::statistics::{Estimate, accuracy, difference};
+use serde::Serialize;
+
+use crate::rows::{JOINT, Row, Training};
+use crate::work::{Graded, Point};
+
+/// Key frames of the table.
+pub const K: usize = 8;
+
+/// One line.
+#[derive(Serialize)]
+pub struct Line {
+    name: &'static str,
+    title: &'static str,
+    seeds: usize,
+    accuracy: Estimate,
+    /// Joint evolution's accuracy less this row's, on the same questions.
+    joint_is_better_by: Option<Estimate>,
+    families: BTreeMap<String, f64>,
+    evidence_recall: f64,
+    /// Accuracy by number of key frames, where more than one was graded.
+    by_frames: BTreeMap<usize, Estimate>,
+    /// Mean over the seeds, one point per step of the last stage.
+    curve: Vec<Point>,
+    training_seconds: f64,
+}
+
+/// Everything that was measured.
+#[derive(Serialize)]
+pub struct Table {
+    pub questions: usize,
+    pub world_seed: u64,
+    pub rows: Vec<Line>,
+}
+
+/// Sums up the rows that are done.
+pub fn table(done: &[(&'static Row, Vec<Graded>)], tasks: &[Task], world_seed: u64) -> Result<Table> {
+    let runs = |graded: &[Graded], k: usize| -> Vec<Vec<bool>> {
+        graded.iter().filter_map(|g| Some(g.by_frames.get(&k)?.right())).collect()
+    };
+    let joint = done.iter().find(|(row, _)| row.name == JOINT).map(|(_, graded)| runs(graded, K));
+    let mut rows = vec![];
+    for (row, graded) in done {
+        let of_row = runs(graded, K);
+        let better = joint.as_ref().filter(|_| row.name != JOINT);
+        let counts = graded.first().map(|g| g.by_frames.keys().copied().collect::<Vec<_>>());
+        let by_frames =
+            counts.unwrap_or_default().into_iter().map(|k| Ok((k, accuracy(&runs(graded, k), 0)?)));
+        let recalls = graded.iter().filter_map(|g| Some(g.by_frames.get(&K)?.evidence_recall));
+        rows.push(Line {
+            name: row.name,
+            title: row.title,
+            seeds: graded.len(),
+            accuracy: accuracy(&of_row, 0).with_context(|| row.name)?,
+            joint_is_better_by: better.map(|joint| difference(joint, &of_row, 0)).transpose()?,
+            families: families(&of_row, tasks),
+            evidence_recall: recalls.sum::<f64>() / graded.len() as f64,
+            by_frames: by_frames.collect::<Result<_>>()?,
+            curve: curve(graded),
+            training_seconds: match row.training {
+                Training::None => 0.0,
+                _ => graded.iter().map(|g| g.seconds).sum(),
+            },
+        });
+    }
+    Ok(Table { questions: tasks.len(), world_seed, rows })
+}
+
+fn families(runs: &[Vec<bool>], tasks: &[Task]) -> BTreeMap<String, f64> {
+    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for run in runs {
+        for (task, right) in tasks.iter().zip(run) {
+            let entry = counts.entry(task.family.to_string()).or_default();
+            entry.0 += usize::from(*right);
+            entry.1 += 1;
+        }
+    }
+    counts.into_iter().map(|(name, (right, of))| (name, right as f64 / of as f64)).collect()
+}
+
+fn curve(graded: &[Graded]) -> Vec<Point> {
+    let steps = graded.iter().map(|g| g.curve.len()).min().unwrap_or(0);
+    let mean = |step: usize, of: fn(&Point) -> f64| {
+        graded.iter().map(|g| of(&g.curve[step])).sum::<f64>() / graded.len() as f64
+    };
+    let point = |step| Point {
+        reward: mean(step, |p| p.reward),
+        accuracy: mean(step, |p| p.accuracy),
+        evidence_recall: mean(step, |p| p.evidence_recall),
+        sampler_entropy: mean(step, |p| p.sampler_entropy),
+    };
+    (0..steps).map(point).collect()
+}
+
+impl Table {
+    /// Percentages; the interval in brackets.
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        let names: Vec<&String> =
+            self.rows.first().map(|row| row.families.keys().collect()).unwrap_or_default();
+        let heads: String = names.iter().map(|name| format!(" {name} |")).collect();
+        let _ = writeln!(
+            text,
+            "| K = {K} | accuracy (95 %) | joint is better by |{heads} evidence recall | seeds |"
+        );
+        let _ = writeln!(text, "|---|---|---|{}---|---|", "---|".repeat(names.len()));
+        for row in &self.rows {
+            let better = row.joint_is_better_by.as_ref().map_or("-".to_owned(), percent);
+            let shares: String =
+                row.families.values().map(|share| format!(" {:.0} |", 100.0 * share)).collect();
+            let _ = writeln!(
+                text,
+                "| {} | {} | {better} |{shares} {:.2} | {} |",
+                row.title,
+                percent(&row.accuracy),
+                row.evidence_recall,
+                row.seeds
+            );
+        }
+        let curves = self.rows.iter().filter(|row| row.by_frames.len() > 1);
+        let curves: Vec<&Line> = curves.collect();
+        if let Some(first) = curves.first() {
+            let counts: String = first.by_frames.keys().map(|k| format!(" K = {k} |")).collect();
+            let _ = writeln!(text, "\n| accuracy |{counts}\n|---|{}", "---|".repeat(first.by_frames.len()));
+            for row in curves {
+                let shares: String = row.by_frames.values().map(|e| format!(" {} |", percent(e))).collect();
+                let _ = writeln!(text, "| {} |{shares}", row.title);
+            }
+        }
+        text
+    }
+}
+
+fn percent(estimate: &Estimate) -> String {
+    let Estimate { mean, low, high } = estimate;
+    format!("{:.1} [{:.1}, {:.1}]", 100.0 * mean, 100.0 * low, 100.0 * high)
+}

@@ -1,0 +1,136 @@
+//! What `evolve` and `pretrain_sampler` share: where a run begins, its progress, and what is said at its end.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use msjoe::data::world::Spec;
+use msjoe::rl::config::EvolveConfig;
+use msjoe::rl::evaluate::Summary;
+use msjoe::rl::evolve::{Data, Evaluation, Event, Models, Pretraining, Report, Settings};
+use msjoe::rl::run::{Build, Run, dated};
+
+use super::Stop;
+
+/// A new run, or one to go on with.
+#[derive(Args)]
+pub struct Training {
+    /// Settings of a new run
+    #[arg(long, required_unless_present_any = ["resume", "print_config"])]
+    pub config: Option<PathBuf>,
+    /// Folder that new runs are made in, by date and the settings file's name
+    #[arg(long, default_value = "runs")]
+    pub out: PathBuf,
+    /// Goes on with a run
+    #[arg(long, conflicts_with = "config")]
+    pub resume: Option<PathBuf>,
+    /// Prints a settings file with every default and ends
+    #[arg(long)]
+    pub print_config: bool,
+    /// The report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Training {
+    /// The run, with its settings as they are in its folder; `adjust` is applied to those of a new run. `None` when only the
+    /// settings were to be printed.
+    pub fn begin(&self, adjust: impl Fn(Settings) -> Result<Settings>) -> Result<Option<(Run, Settings)>> {
+        if self.print_config {
+            print!("{}", toml::to_string(&example())?);
+            return Ok(None);
+        }
+        let (run, settings) = match (&self.resume, &self.config) {
+            (Some(folder), _) => {
+                let run = Run::open(folder)?;
+                let settings = run.config()?;
+                (run, settings)
+            }
+            (None, Some(path)) => {
+                let settings = adjust(read(path)?).with_context(|| path.display().to_string())?;
+                settings.evolve.check()?;
+                let name = path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
+                (Run::create(dated(&self.out, &name)?, &settings, &Build::new("cpu"))?, settings)
+            }
+            (None, None) => bail!("give --config or --resume"),
+        };
+        eprintln!("run: {}", run.folder().display());
+        Ok(Some((run, settings)))
+    }
+
+    /// Says what came of the run.
+    pub fn end(&self, run: &Run, report: msjoe::Result<Report>) -> Result<()> {
+        let report = report.with_context(|| format!("go on with --resume {}", run.folder().display()))?;
+        match (self.json, &report.best) {
+            (true, _) => println!("{}", serde_json::to_string_pretty(&report)?),
+            (false, Some(best)) => println!("best: {}", best.display()),
+            (false, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Shows progress on stderr and evaluations on stdout.
+    pub fn observer(&self, stop: &Stop) -> Result<impl FnMut(Event) -> bool + use<>> {
+        let bar = ProgressBar::new(0);
+        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} {eta} left {msg}")?);
+        let (json, stop) = (self.json, stop.clone());
+        Ok(move |event: Event| {
+            match event {
+                Event::Memory(plan) => bar.suspend(|| eprintln!("memory, at most:\n{plan}")),
+                Event::Stage(name, steps) => {
+                    bar.suspend(|| eprintln!("{name}: {steps} steps"));
+                    bar.set_length(steps);
+                    bar.set_position(0);
+                    bar.reset_eta();
+                }
+                Event::Preparing(what, done, of) => bar.set_message(format!("{what} {done}/{of}")),
+                Event::Step { step, values } => {
+                    let value = |name: &str| values.get(name).copied().unwrap_or(f64::NAN);
+                    bar.set_position(step);
+                    bar.set_message(format!(
+                        "reward {:.3}, accuracy {:.3}, entropy {:.2}, sampler {:.2}",
+                        value("reward"),
+                        value("rewards/accuracy"),
+                        value("entropy"),
+                        value("sampler/entropy"),
+                    ));
+                }
+                Event::Evaluated { step, summary } => bar.suspend(|| {
+                    if !json {
+                        println!("step {step}: {}", line(summary));
+                    }
+                }),
+            }
+            stop.flow().is_continue()
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Settings> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    toml::from_str(&text).with_context(|| path.display().to_string())
+}
+
+fn line(summary: &Summary) -> String {
+    let families: Vec<String> =
+        summary.families.iter().map(|(name, share)| format!("{name} {share:.2}")).collect();
+    format!(
+        "accuracy {:.3} +- {:.3} of {} ({})",
+        summary.accuracy,
+        summary.interval,
+        summary.questions,
+        families.join(", ")
+    )
+}
+
+fn example() -> Settings {
+    Settings {
+        models: Models { mllm: "models/toy/mllm".into(), clip: "models/toy/clip".into(), sampler: None },
+        data: Data::World { seed: 1, spec: Spec::default(), videos: 300 },
+        evaluation: Evaluation::default(),
+        save_every: 50,
+        pretrain: Some(Pretraining::default()),
+        evolve: EvolveConfig::default(),
+    }
+}

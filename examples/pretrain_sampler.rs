@@ -1,0 +1,36 @@
+//! Stage 1 alone: the sampler learns by REINFORCE while the language model is frozen.
+//!
+//!     cargo run --release --example pretrain_sampler -- --config configs/toy.toml --out runs
+//!     cargo run --release --example pretrain_sampler -- --resume runs/2026-01-31-toy
+//!
+//! Takes the settings file of `evolve` and trains what its section `[pretrain]` says. Each checkpoint in the run's folder
+//! holds `sampler.safetensors`, which `ask --sampler`, `select --sampler` and `models.sampler` of a settings file take.
+//! Output as of `evolve`.
+
+mod cli;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use cli::training::Training;
+use msjoe::rl::evolve::Evolution;
+
+/// Trains the sampler, with the language model frozen.
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    training: Training,
+}
+
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    cli::run(|| run(&args.training))
+}
+
+fn run(training: &Training) -> Result<()> {
+    msjoe::ops::heap::keep_freed_memory();
+    let begun = training.begin(|settings| settings.first_stage().context("expected a section [pretrain]"))?;
+    let Some((run, settings)) = begun else { return Ok(()) };
+    let mut observe = training.observer(&cli::Stop::on_ctrl_c()?)?;
+    let report = Evolution::new(settings, &mut observe).and_then(|mut stage| stage.run(&run, &mut observe));
+    training.end(&run, report)
+}
