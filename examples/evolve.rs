@@ -1,6 +1,6 @@
 //! Joint evolution of language model and sampler (or either alone) for any checkpoints and any questions.
 //!
-//!     cargo run --release --example evolve -- --config configs/toy.toml --out runs
+//!     cargo run --release --example evolve -- --config examples/toy.toml --out runs
 //!     cargo run --release --example evolve -- --resume runs/2026-01-31-toy
 //!
 //! The settings file is described in `msjoe::rl::evolve::Settings`; `--print-config` writes one with every default. With a

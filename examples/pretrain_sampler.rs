@@ -1,6 +1,6 @@
 //! Stage 1 alone: the sampler learns by REINFORCE while the language model is frozen.
 //!
-//!     cargo run --release --example pretrain_sampler -- --config configs/toy.toml --out runs
+//!     cargo run --release --example pretrain_sampler -- --config examples/toy.toml --out runs
 //!     cargo run --release --example pretrain_sampler -- --resume runs/2026-01-31-toy
 //!
 //! Takes the settings file of `evolve` and trains what its section `[pretrain]` says. Each checkpoint in the run's folder

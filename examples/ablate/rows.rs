@@ -184,7 +184,7 @@ pub fn plan(row: &Row, key_frames: usize) -> Plan {
 
 /// About 0.2 M parameters: videos of minutes, and a table that is done in hours.
 fn unet() -> unet1d::Config {
-    unet1d::Config { channels: vec![32, 48, 64, 96], stem: 16, groups: 8, kernel: 3 }
+    unet1d::Config { channels: vec![16, 32, 48, 64], stem: 8, groups: 8, kernel: 3 }
 }
 
 /// The same features frame by frame: one level, and no kernel that reaches a neighbour.

@@ -42,7 +42,7 @@ const PEAK: f64 = 1e-3;
 const STAGES: [Stage; 2] = [
     Stage {
         name: "look",
-        steps: 1500.0,
+        steps: 600.0,
         batch: 96,
         shares: [30, 70, 0, 0],
         course: Shape::Constant,

@@ -1,6 +1,7 @@
 //! Gradients of one optimizer step from scored trajectories: GRPO for the language model, REINFORCE for the sampler.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
@@ -10,6 +11,7 @@ use super::reinforce::{Drawn, reinforce_loss};
 use super::tally::Tally;
 use super::trajectory::{Spoken, Trajectory};
 use crate::error::{Error, Result};
+use crate::models::qwen2_5_vl::packed::{Group, PackedBatch, Sharing};
 use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use crate::models::unet1d::UNet1d;
 use crate::ops::log_prob::{TokenLogProbs, log_probs};
@@ -42,9 +44,13 @@ impl<'a> Weighed<'a> {
         self.turns().map(|turn| turn.completion.tokens.len()).sum()
     }
 
-    /// Tokens that go through the model for it.
-    fn length(&self) -> usize {
-        self.turns().map(|turn| turn.prompt.input_ids.len()).sum::<usize>() + self.tokens()
+    /// Tokens that go through the model for it, behind `before` in the same micro-batch.
+    fn length(&self, before: Option<&Self>) -> usize {
+        let shared = |turn: &Spoken| {
+            before.is_some_and(|before| before.turns().any(|other| Arc::ptr_eq(&other.prompt, &turn.prompt)))
+        };
+        let prompts = self.turns().filter(|turn| !shared(turn)).map(|turn| turn.prompt.input_ids.len());
+        prompts.sum::<usize>() + self.tokens()
     }
 
     fn truncated(&self) -> bool {
@@ -71,11 +77,14 @@ pub struct Pupil<'a> {
 fn micro_batches<'a, 'b>(weighed: &'b [Weighed<'a>], limit: usize) -> Vec<&'b [Weighed<'a>]> {
     let (mut batches, mut start, mut tokens) = (vec![], 0, 0);
     for (i, one) in weighed.iter().enumerate() {
-        if i > start && tokens + one.length() > limit {
+        let before = (i > start).then(|| &weighed[i - 1]);
+        let length = one.length(before);
+        if before.is_some() && tokens + length > limit {
             batches.push(&weighed[start..i]);
-            (start, tokens) = (i, 0);
+            (start, tokens) = (i, one.length(None));
+        } else {
+            tokens += length;
         }
-        tokens += one.length();
     }
     if start < weighed.len() {
         batches.push(&weighed[start..]);
@@ -83,32 +92,38 @@ fn micro_batches<'a, 'b>(weighed: &'b [Weighed<'a>], limit: usize) -> Vec<&'b [W
     batches
 }
 
-/// A micro-batch with its prompts and completions as one row of tokens.
+/// A micro-batch as one row of tokens.
 struct Packed {
-    prompts: Vec<Prompt>,
-    /// Rows of the hidden states that predict the completions' tokens.
+    batch: PackedBatch,
+    /// Rows of the hidden states that predict the generated tokens, trajectory by trajectory.
     rows: Vec<u32>,
     targets: Vec<u32>,
 }
 
-fn packed(batch: &[Weighed]) -> Packed {
-    let (mut prompts, mut rows, mut targets, mut start) = (vec![], vec![], vec![], 0);
-    for turn in batch.iter().flat_map(Weighed::turns) {
-        let tokens = &turn.completion.tokens;
-        let mut input_ids = turn.prompt.input_ids.clone();
-        let first = start + input_ids.len() - 1;
-        rows.extend((first..first + tokens.len()).map(|row| row as u32));
-        targets.extend(tokens);
-        // The last token predicts nothing that is trained.
-        input_ids.extend(tokens.iter().take(tokens.len().saturating_sub(1)));
-        start += input_ids.len();
-        prompts.push(Prompt {
-            input_ids,
-            media: turn.prompt.media.clone(),
-            features: turn.prompt.features.clone(),
-        });
+/// Packs the turns of a micro-batch; those that follow the same prompt share it.
+fn packed(model: &Qwen2_5Vl, batch: &[Weighed]) -> Result<Packed> {
+    let turns: Vec<&Spoken> = batch.iter().flat_map(Weighed::turns).collect();
+    let mut shared: Vec<(&Arc<Prompt>, Vec<usize>)> = vec![];
+    for (at, turn) in turns.iter().enumerate() {
+        match shared.iter_mut().find(|(prompt, _)| Arc::ptr_eq(prompt, &turn.prompt)) {
+            Some((_, followers)) => followers.push(at),
+            None => shared.push((&turn.prompt, vec![at])),
+        }
     }
-    Packed { prompts, rows, targets }
+    let tokens = |followers: &[usize]| -> Vec<Vec<u32>> {
+        followers.iter().map(|&at| turns[at].completion.tokens.clone()).collect()
+    };
+    let completions: Vec<Vec<Vec<u32>>> = shared.iter().map(|(_, followers)| tokens(followers)).collect();
+    let groups: Vec<Group> = (shared.iter().zip(&completions))
+        .map(|((prompt, _), completions)| Group { prompt: prompt.as_ref(), completions })
+        .collect();
+    let packed = model.pack_completions(&groups, Sharing::Shared)?;
+    let mut places = vec![0; turns.len()];
+    for (place, &at) in shared.iter().flat_map(|(_, followers)| followers).enumerate() {
+        places[at] = place;
+    }
+    let in_order = |of: &[Vec<u32>]| places.iter().flat_map(|&place| of[place].clone()).collect();
+    Ok(Packed { rows: in_order(&packed.rows), targets: in_order(&packed.targets), batch: packed.batch })
 }
 
 /// Log-probabilities of each trajectory's tokens under an untracked `model`.
@@ -118,8 +133,8 @@ fn packed(batch: &[Weighed]) -> Packed {
 pub fn log_probs_of(model: &Qwen2_5Vl, weighed: &[Weighed], pupil: &Pupil) -> Result<Vec<Vec<f32>>> {
     let mut all = vec![];
     for batch in micro_batches(weighed, pupil.micro_batch_tokens) {
-        let packed = packed(batch);
-        let hidden = model.hidden_packed(&model.pack(&packed.prompts)?)?;
+        let packed = packed(model, batch)?;
+        let hidden = model.hidden_packed(&packed.batch)?;
         let chosen = chosen(model, &hidden, &packed, pupil.temperature)?.log_probs.to_vec1::<f32>()?;
         let mut rest = chosen.as_slice();
         for one in batch {
@@ -205,15 +220,15 @@ fn batch_gradients(
     config: &ModelConfig,
     tally: &mut Tally,
 ) -> Result<Gradients> {
-    let packed = packed(batch);
+    let packed = packed(pupil.model, batch)?;
     let rows: Vec<usize> = batch.iter().map(Weighed::tokens).collect();
     let mask = vec![true; packed.targets.len()];
     let truncated: Vec<bool> = batch.iter().map(Weighed::truncated).collect();
     let advantages: Vec<f64> = batch.iter().map(|one| one.advantage).collect();
-    let input = pupil.model.pack(&packed.prompts)?;
+    let input = &packed.batch;
     let reference = match pupil.reference {
         Some(model) if config.grpo.beta != 0.0 => {
-            let hidden = model.hidden_packed(&input)?;
+            let hidden = model.hidden_packed(input)?;
             Some(chosen(model, &hidden, &packed, pupil.temperature)?.log_probs)
         }
         _ => None,
@@ -243,9 +258,9 @@ fn batch_gradients(
     let (loss, store) = if config.checkpointing {
         pupil
             .model
-            .backward_checkpointed(&input, |hidden| loss_of(hidden).map_err(candle_core::Error::wrap))?
+            .backward_checkpointed(input, |hidden| loss_of(hidden).map_err(candle_core::Error::wrap))?
     } else {
-        let loss = loss_of(&pupil.model.hidden_packed(&input)?)?;
+        let loss = loss_of(&pupil.model.hidden_packed(input)?)?;
         let store = loss.backward()?;
         (loss, store)
     };
@@ -297,6 +312,8 @@ pub fn sampler_gradients(
     if config.reinforce.entropy_bonus == 0.0 {
         by_matrix.retain(|(_, draws)| draws.iter().any(|(_, advantage)| *advantage != 0.0));
     }
+    // Videos of like length together: less padding.
+    by_matrix.sort_by_key(|(similarity, _)| similarity.dims().last().copied());
     let mut sum: Option<Gradients> = None;
     for matrices in by_matrix.chunks(MATRICES) {
         let inputs: Vec<Tensor> = matrices.iter().map(|(similarity, _)| (*similarity).clone()).collect();

@@ -1,0 +1,52 @@
+//! Intervals against what is known of them.
+
+use msjoe::statistics::{accuracy, difference};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+fn answers(count: usize, share: f64, seed: u64) -> Vec<bool> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..count).map(|_| rng.random_bool(share)).collect()
+}
+
+#[test]
+fn one_run_has_the_interval_of_a_proportion() {
+    let run = answers(1000, 0.6, 1);
+    let got = accuracy(std::slice::from_ref(&run), 7).unwrap();
+    let mean = run.iter().filter(|right| **right).count() as f64 / 1000.0;
+    let half = 1.96 * (mean * (1.0 - mean) / 1000.0_f64).sqrt();
+    assert_eq!(got.mean, mean);
+    assert!((got.low - (mean - half)).abs() < 0.1 * half, "{got:?}, expected +- {half}");
+    assert!((got.high - (mean + half)).abs() < 0.1 * half, "{got:?}, expected +- {half}");
+    assert_eq!(got, accuracy(&[run], 7).unwrap(), "the same seed, the same interval");
+}
+
+#[test]
+fn runs_that_differ_widen_the_interval() {
+    let (low, high) = (answers(500, 0.4, 1), answers(500, 0.8, 2));
+    let same = accuracy(&[low.clone(), low.clone()], 0).unwrap();
+    let apart = accuracy(&[low, high], 0).unwrap();
+    assert!(apart.high - apart.low > 2.0 * (same.high - same.low), "{apart:?}, {same:?}");
+}
+
+#[test]
+fn differences_are_taken_on_the_same_questions() {
+    let run = answers(400, 0.5, 3);
+    let none = difference(&[run.clone()], &[run.clone()], 0).unwrap();
+    assert_eq!((none.mean, none.low, none.high), (0.0, 0.0, 0.0), "questions vary, the difference does not");
+    let mut better = run.clone();
+    let wrong: Vec<usize> = (0..400).filter(|&at| !run[at]).take(40).collect();
+    wrong.iter().for_each(|&at| better[at] = true);
+    let gain = difference(&[better], &[run], 0).unwrap();
+    assert!((gain.mean - 0.1).abs() < 1e-12 && gain.low > 0.06 && gain.high < 0.14, "{gain:?}");
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    assert!(accuracy(&[], 0).is_err());
+    assert!(accuracy(&[vec![]], 0).is_err());
+    let error = accuracy(&[vec![true, false], vec![true]], 0).unwrap_err().to_string();
+    assert!(error.contains("[2, 1]"), "{error}");
+    let error = difference(&[vec![true, false]], &[vec![true]], 0).unwrap_err().to_string();
+    assert!(error.contains("2 questions cannot be compared with 1"), "{error}");
+}
