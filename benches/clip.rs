@@ -53,6 +53,7 @@ fn config(size: Size) -> (VisionConfig, usize) {
 }
 
 fn main() -> Result<()> {
+    msjoe::ops::heap::keep_freed_memory();
     let args = Args::parse();
     let (cfg, projection_dim) = config(args.size);
     let model = VisionModel::new(&cfg, projection_dim, random::var_builder())?;

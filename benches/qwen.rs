@@ -50,6 +50,7 @@ const PROMPT: u32 = 256;
 const NEW: usize = 64;
 
 fn main() -> Result<()> {
+    msjoe::ops::heap::keep_freed_memory();
     let args = Args::parse();
     let Some(part) = args.part else {
         eprintln!("qwen: no --part given, nothing measured");

@@ -24,7 +24,7 @@ use msjoe::pipeline::{Options, Outcome, Pipeline, ShowKeyFrames, Weights};
 /// Answer the questions of a rendered 10-minute video with small trained models
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with `mllm`, `clip` and `sampler.safetensors`
+    /// Folder with `mllm`, `clip` and, if there is one, `sampler.safetensors`
     #[arg(long, default_value = "models/toy")]
     models: PathBuf,
     /// Folder for the video and the pictures
@@ -65,7 +65,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     println!("prepared {:.1} s", start.elapsed().as_secs_f64());
 
     let mut weights = Weights::new(arguments.models.join("mllm"), arguments.models.join("clip"));
-    weights.sampler = Some(arguments.models.join("sampler.safetensors"));
+    weights.sampler = Some(arguments.models.join("sampler.safetensors")).filter(|path| path.is_file());
     // Decoded and compared with CLIP once, for all questions.
     weights.cache = Some(arguments.dir.join("cache"));
     let pipeline = Pipeline::load(&weights)?;
@@ -98,9 +98,12 @@ fn told(outcome: &Outcome, sample: &Sample) -> Result<bool> {
     if let Some(queries) = &outcome.queries {
         queries.queries.iter().for_each(|query| println!("query    {query:?} ({:?})", queries.form));
     }
+    for range in &sample.evidence {
+        println!("evidence {} to {}", cli::clock(range.start as f64), cli::clock(range.end as f64));
+    }
     for frame in &outcome.key_frames {
         let evidence = sample.evidence.iter().any(|range| range.contains(&(frame.seconds as usize)));
-        let mark = if evidence { "  evidence" } else { "" };
+        let mark = if evidence { "  in the evidence" } else { "" };
         println!("frame    {}  weight {:.5}{mark}", cli::clock(frame.seconds), frame.weight);
     }
     let steps =

@@ -91,7 +91,7 @@ fn config() -> EvolveConfig {
             ..ModelConfig::default()
         },
         sampler: SamplerConfig {
-            network: unet1d::Config { channels: vec![8, 8], stem: 4, groups: 2, kernel: 3 },
+            network: unet1d::Config { channels: vec![8, 8], stem: 4, groups: 2, kernel: 3, gain: 1.0 },
             rate: msjoe::rl::config::Rate { peak: 1e-2, warmup: 0, ..Default::default() },
             ..SamplerConfig::default()
         },

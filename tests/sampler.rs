@@ -32,7 +32,7 @@ fn matrix(queries: usize, frames: usize, seed: u64) -> Tensor {
 }
 
 fn small() -> Config {
-    Config { channels: vec![8, 12, 16], stem: 4, groups: 4, kernel: 3 }
+    Config { channels: vec![8, 12, 16], stem: 4, groups: 4, kernel: 3, gain: 1.0 }
 }
 
 fn untrained() -> UNet1d {

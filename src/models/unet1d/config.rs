@@ -4,7 +4,7 @@ use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 /// Sizes of [`super::UNet1d`]. The default has 2.1 M parameters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Channels per level, from full length down; each level has half the length of the one before.
@@ -15,21 +15,30 @@ pub struct Config {
     pub groups: usize,
     /// Kernel of the convolutions along time, odd.
     pub kernel: usize,
+    /// What the best z-score of a frame is multiplied by at the start; trained from there. Larger is sharper: with 1, eight
+    /// draws from ten minutes seldom hit a peak of few seconds, with 3 most of them do.
+    #[serde(default = "one")]
+    pub gain: f64,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { channels: vec![64, 96, 128, 192, 256], stem: 32, groups: 8, kernel: 3 }
+        Self { channels: vec![64, 96, 128, 192, 256], stem: 32, groups: 8, kernel: 3, gain: one() }
     }
 }
 
 impl Config {
-    /// Whether a network can be built: 1 to 8 levels of 1 to 1024 channels, groups that divide them, an odd kernel up to 31.
+    /// Whether a network can be built: 1 to 8 levels of 1 to 1024 channels, groups that divide them, an odd kernel up to 31, a
+    /// gain up to 100.
     ///
     /// # Errors
     /// Names the field, its value and what is allowed.
     pub fn check(&self) -> Result<()> {
-        let Self { channels, stem, groups, kernel } = self;
+        let Self { channels, stem, groups, kernel, gain } = self;
         if !(1..=8).contains(&channels.len()) || channels.iter().any(|c| !(1..=1024).contains(c)) {
             bail!("sampler config: channels must be 1 to 8 numbers from 1 to 1024, got {channels:?}")
         }
@@ -41,6 +50,9 @@ impl Config {
         }
         if !(1..=31).contains(kernel) || kernel.is_multiple_of(2) {
             bail!("sampler config: kernel must be odd and at most 31, got {kernel}")
+        }
+        if !(0.0..=100.0).contains(gain) {
+            bail!("sampler config: gain must be from 0 to 100, got {gain}")
         }
         Ok(())
     }

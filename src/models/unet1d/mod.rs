@@ -10,7 +10,7 @@
 //!   padding is masked out of every convolution, normalisation and pooling: an item gets the logits it gets alone.
 //! - **Reach.** With the default configuration a logit sees about 120 frames to either side, and the whole video through the
 //!   normalised rows and the group statistics.
-//! - **Start.** `logits = head(..) + gain * max over queries of the z-scored row`, `gain` trainable and 1 at the start, the
+//! - **Start.** `logits = head(..) + gain * max over queries of the z-scored row`, `gain` trainable from [`Config::gain`], the
 //!   head close to zero. An untrained sampler draws frames by softmax of their best z-score: every frame is possible,
 //!   peaks are likelier, whatever the scale of the similarities. Its deterministic choice is top-k of the z-scores.
 
@@ -146,7 +146,7 @@ impl UNet1d {
             // No bias: adding a constant to all logits changes nothing, so it could never learn. A tenth of the usual
             // width: near zero, yet the layers below receive a gradient from the first step.
             head: Conv1d::load_no_bias((top, 1, 1), 0.1, vb.pp("head"))?,
-            gain: vb.get_with_hints(1, "gain", Init::Const(1.))?,
+            gain: vb.get_with_hints(1, "gain", Init::Const(config.gain))?,
             config: config.clone(),
         })
     }
