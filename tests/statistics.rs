@@ -32,7 +32,7 @@ fn runs_that_differ_widen_the_interval() {
 #[test]
 fn differences_are_taken_on_the_same_questions() {
     let run = answers(400, 0.5, 3);
-    let none = difference(&[run.clone()], &[run.clone()], 0).unwrap();
+    let none = difference(std::slice::from_ref(&run), std::slice::from_ref(&run), 0).unwrap();
     assert_eq!((none.mean, none.low, none.high), (0.0, 0.0, 0.0), "questions vary, the difference does not");
     let mut better = run.clone();
     let wrong: Vec<usize> = (0..400).filter(|&at| !run[at]).take(40).collect();
