@@ -449,7 +449,7 @@ fn load_error(change: impl Fn(&mut BTreeMap<String, Tensor>, &mut HashMap<String
     let net = UNet1d::init(&small(), 5, &Device::Cpu).unwrap();
     let config = serde_json::to_string(net.config()).unwrap();
     let mut header =
-        HashMap::from([("msjoe-sampler".to_owned(), format!("{{\"version\":1,\"config\":{config}}}"))]);
+        HashMap::from([("msjoe-sampler".to_owned(), format!("{{\"version\":2,\"config\":{config}}}"))]);
     let mut tensors = net.parameters();
     change(&mut tensors, &mut header);
     write_safetensors(&path, &tensors, Some(header)).unwrap();
@@ -496,7 +496,7 @@ fn loading_is_strict_about_the_header() {
         })
     };
     has(load_error(|_, h| h.clear()), "no sampler: the metadata have no entry msjoe-sampler");
-    has(edited("\"version\":1", "\"version\":2"), "expected a sampler of format version 1, got version 2");
+    has(edited("\"version\":2", "\"version\":1"), "expected a sampler of format version 2, got version 1");
     has(edited("\"stem\":4", "\"stem\":-4"), "sampler config: invalid value");
     has(edited("\"stem\":4,", ""), "sampler config: missing field `stem`");
     has(edited("\"stem\":4", "\"stem\":4,\"heads\":1"), "sampler config: unknown field `heads`");

@@ -148,6 +148,7 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
     };
     let mut first = EvolveConfig {
         steps: scale.sampler_steps,
+        plan: Plan { temperature: 0.0, ..base.plan.clone() },
         model: ModelConfig { learn: Learn::Nothing, ..ModelConfig::default() },
         sampler: SamplerConfig { worth: Worth::Difficulty, ..sampler.clone() },
         ..base.clone()

@@ -64,20 +64,33 @@ pub struct Pretraining {
     pub worth: Worth,
     /// Learning rate and its course.
     pub rate: Rate,
+    /// Sampling temperature of both turns. 0, greedy replies, leaves the draw as the only difference between the
+    /// trajectories of a question.
+    pub temperature: f32,
+    /// Draws per question.
+    pub generations: u64,
 }
 
 impl Default for Pretraining {
     fn default() -> Self {
-        Self { steps: 200, worth: Worth::Difficulty, rate: Rate { peak: 1e-3, ..Rate::default() } }
+        Self {
+            steps: 200,
+            worth: Worth::Difficulty,
+            rate: Rate { peak: 1e-3, ..Rate::default() },
+            temperature: 0.0,
+            generations: 8,
+        }
     }
 }
 
 impl Settings {
     /// Stage 1 as a run of its own.
     pub fn first_stage(&self) -> Option<Self> {
-        let Pretraining { steps, worth, rate } = self.pretrain.clone()?;
+        let Pretraining { steps, worth, rate, temperature, generations } = self.pretrain.clone()?;
         let mut first = Self { pretrain: None, ..self.clone() };
         first.evolve.steps = steps;
+        first.evolve.plan.temperature = temperature;
+        first.evolve.generations = generations;
         first.evolve.model.learn = Learn::Nothing;
         first.evolve.sampler.learn = true;
         first.evolve.sampler.worth = worth;

@@ -158,12 +158,17 @@ impl Rollout<'_> {
             let text = chat.dialogue.ask(&task.question, count, task.footage.duration, plan.max_queries);
             prompts.push(Arc::new(Prompt { input_ids: chat.input_ids(&text, &media)?, media, features }));
         }
+        // Greedy replies to one prompt are the same: one is written.
+        let different = if plan.temperature == 0.0 { self.generations.min(1) } else { self.generations };
         let requests = self.tasks.iter().zip(&prompts).map(|(task, prompt)| Request {
             prompt,
-            generations: 0..self.generations,
+            generations: 0..different,
             seed: self.seed(task, "ask"),
         });
-        let completions = self.generate(&requests.collect::<Vec<_>>(), plan.query_tokens)?;
+        let mut completions = self.generate(&requests.collect::<Vec<_>>(), plan.query_tokens)?;
+        for group in completions.iter_mut().filter(|_| different < self.generations) {
+            *group = vec![group[0].clone(); self.generations as usize];
+        }
         let spoken = prompts.iter().zip(completions).map(|(prompt, group)| {
             group.into_iter().map(|completion| self.spoken(prompt.clone(), completion)).collect()
         });

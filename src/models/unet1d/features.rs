@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::padding::Padding;
 
 /// Features per query and frame.
-pub(super) const ROWS: usize = 3;
+pub(super) const ROWS: usize = 4;
 /// Features per frame that do not depend on the queries.
 pub(super) const POSITIONS: usize = 2 * OCTAVES + 1;
 /// Which of the features per query is the z-score.
@@ -24,8 +24,8 @@ const LOGIT_SCALE: f64 = 100.;
 
 /// Similarities (B, Q, T) -> (B * Q, [`ROWS`], T), zero at padding:
 /// the level (does the query match this video at all), the z-score within the row (where it matches best, whatever the
-/// query's own offset and range), and the probability ratio to the best frame under CLIP's own softmax (how sharp the peak is,
-/// in (0, 1] for any T).
+/// query's own offset and range), the probability ratio to the best frame under CLIP's own softmax (how sharp the peak is,
+/// in (0, 1] for any T), and the level of the best frame beside every frame (whether there is a match at all).
 pub(super) fn rows(similarity: &Tensor, padding: &Padding) -> Result<Tensor> {
     let (b, q, t) = similarity.dims3()?;
     let rows = similarity.reshape((b * q, 1, t))?;
@@ -34,8 +34,10 @@ pub(super) fn rows(similarity: &Tensor, padding: &Padding) -> Result<Tensor> {
     let std = (padding.row_mean(&centred.sqr()?)? + MIN_VARIANCE)?.sqrt()?;
     let z_score = centred.broadcast_div(&std)?;
     // Padding may lie above the real maximum: bounded before the exponential, not only cleared after it.
-    let below = (rows.broadcast_sub(&padding.row_max(&rows)?)? * LOGIT_SCALE)?.minimum(0.)?;
-    Tensor::cat(&[&level, &z_score, &padding.clear_rows(below.exp()?)?], 1)
+    let best = padding.row_max(&rows)?;
+    let below = (rows.broadcast_sub(&best)? * LOGIT_SCALE)?.minimum(0.)?;
+    let best = padding.clear_rows(((best - LEVEL)? / SPREAD)?.broadcast_as(rows.shape())?.contiguous()?)?;
+    Tensor::cat(&[&level, &z_score, &padding.clear_rows(below.exp()?)?, &best], 1)
 }
 
 /// (B, [`POSITIONS`], T): sine and cosine of the relative time in each video, from half a wave over the whole video to

@@ -10,8 +10,9 @@
 //!   padding is masked out of every convolution, normalisation and pooling: an item gets the logits it gets alone.
 //! - **Reach.** With the default configuration a logit sees about 120 frames to either side, and the whole video through the
 //!   normalised rows and the group statistics.
-//! - **Start.** `logits = head(..) + gain * max over queries of the z-scored row`, `gain` trainable from [`Config::gain`], the
-//!   head close to zero. An untrained sampler draws frames by softmax of their best z-score: every frame is possible,
+//! - **Start.** `logits = head(..) + (gain + sharpness(..)) * max over queries of the z-scored row`: `gain` is trainable from
+//!   [`Config::gain`], `sharpness` one number per video from the mean features, 0 at the start (a question about one thing wants
+//!   the peak, one about the whole video does not), the head close to zero. An untrained sampler draws frames by softmax of their best z-score: every frame is possible,
 //!   peaks are likelier, whatever the scale of the similarities. Its deterministic choice is top-k of the z-scores.
 
 mod config;
@@ -108,7 +109,8 @@ pub struct UNet1d {
     up: Vec<Stage>, // level i + 1 -> i, listed by i
     norm: GroupNorm,
     head: Conv1d,
-    gain: Tensor, // (1,)
+    sharpness: Tensor, // (C,)
+    gain: Tensor,      // (1,)
 }
 
 impl UNet1d {
@@ -146,6 +148,7 @@ impl UNet1d {
             // No bias: adding a constant to all logits changes nothing, so it could never learn. A tenth of the usual
             // width: near zero, yet the layers below receive a gradient from the first step.
             head: Conv1d::load_no_bias((top, 1, 1), 0.1, vb.pp("head"))?,
+            sharpness: vb.get_with_hints(top, "sharpness", Init::Const(0.))?,
             gain: vb.get_with_hints(1, "gain", Init::Const(config.gain))?,
             config: config.clone(),
         })
@@ -173,6 +176,7 @@ impl UNet1d {
         insert(&mut all, "norm", self.norm.parameters());
         insert(&mut all, "head", self.head.parameters());
         all.insert("gain".to_owned(), self.gain.clone());
+        all.insert("sharpness".to_owned(), self.sharpness.clone());
         all
     }
 
@@ -245,8 +249,10 @@ impl UNet1d {
             let ys = padding.clear(stage.conv.forward(&wide)?, level)?;
             xs = stage.block.forward(&Tensor::cat(&[&ys, &skip], 1)?, &padding, level)?;
         }
-        let xs = self.head.forward(&silu(&padding.norm(&self.norm, &xs, 0)?)?)?; // (B, 1, T)
-        let logits = (xs + prior.broadcast_mul(&self.gain)?)?.squeeze(1)?;
+        let xs = silu(&padding.norm(&self.norm, &xs, 0)?)?;
+        let weights = self.sharpness.reshape((1, (), 1))?;
+        let gain = padding.mean(&xs)?.broadcast_mul(&weights)?.sum_keepdim(1)?.broadcast_add(&self.gain)?; // (B, 1, 1)
+        let logits = (self.head.forward(&xs)? + prior.broadcast_mul(&gain)?)?.squeeze(1)?;
         padding.split(&logits)
     }
 

@@ -76,6 +76,14 @@ impl Padding {
         }
     }
 
+    /// Mean over the real positions of each item: (B, C, T) -> (B, C, 1). Expects cleared items.
+    pub fn mean(&self, xs: &Tensor) -> Result<Tensor> {
+        match &self.levels {
+            Some(levels) => xs.sum_keepdim(2)?.broadcast_div(&levels[0].sum_keepdim(2)?),
+            None => xs.mean_keepdim(2),
+        }
+    }
+
     /// Mean over the real positions of each row: (B * Q, 1, T) -> (B * Q, 1, 1). Expects cleared rows.
     pub fn row_mean(&self, xs: &Tensor) -> Result<Tensor> {
         match &self.rows {
