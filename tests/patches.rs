@@ -126,7 +126,7 @@ fn a_raster_shows_each_thing_at_its_place() {
 }
 
 #[test]
-fn patch_states_do_not_change_what_the_tower_gives() {
+fn patch_states_of_an_image_depend_on_it_alone() {
     let folder = tempfile::tempdir().unwrap();
     random::clip(folder.path(), &ClipSpec { image_size: 56, patch: 14, ..ClipSpec::default() }, 3).unwrap();
     let clip = Clip::load(folder.path(), DType::F32, &Device::Cpu).unwrap();

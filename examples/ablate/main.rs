@@ -8,14 +8,13 @@
 //! stdout and, with reward curves, to `table.md` and `table.json` in that folder. `--rows` takes some of the rows:
 //! uniform, top-k, question, frozen, joint, no-difficulty, no-info, no-previews, mlp, independent, no-baseline, evidence.
 
+#[path = "../cli/mod.rs"]
+mod cli;
 mod rows;
 mod table;
 mod work;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -57,14 +56,9 @@ struct Args {
     json: bool,
 }
 
-fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    cli::run(|| run(&args))
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -81,9 +75,7 @@ fn run(args: &Args) -> Result<()> {
         ROWS.iter().filter(|row| args.rows.is_empty() || args.rows.iter().any(|n| n == row.name)).collect();
     std::fs::create_dir_all(&args.out)?;
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    let stop = cli::Stop::on_ctrl_c()?;
     let jobs: Vec<(&'static Row, u64)> =
         rows.iter().flat_map(|row| seeds(row, scale.seeds).map(|s| (*row, s))).collect();
     let bar = ProgressBar::new(jobs.len() as u64);
@@ -91,7 +83,7 @@ fn run(args: &Args) -> Result<()> {
     let mut observe = |said: &str| {
         bar.set_message(said.to_owned());
         bar.tick();
-        !stop.load(Ordering::Relaxed)
+        stop.flow().is_continue()
     };
 
     let mut work = Work::new(&args.models, args.world_seed, scale, &args.out)?;

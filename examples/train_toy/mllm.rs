@@ -42,7 +42,7 @@ const PEAK: f64 = 1e-3;
 const STAGES: [Stage; 2] = [
     Stage {
         name: "look",
-        steps: 600.0,
+        steps: 750.0,
         batch: 96,
         shares: [30, 70, 0, 0],
         course: Shape::Constant,
@@ -50,7 +50,7 @@ const STAGES: [Stage; 2] = [
     },
     Stage {
         name: "watch",
-        steps: 3000.0,
+        steps: 1500.0,
         batch: 24,
         shares: [5, 15, 50, 15],
         course: Shape::Cosine,
