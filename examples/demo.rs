@@ -12,12 +12,12 @@
 
 mod cli;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use image::{RgbImage, imageops};
+use cli::sheet::sheet;
 use msjoe::data::world::{Length, Sample, Span, Spec, Split, World};
 use msjoe::pipeline::{Options, Outcome, Pipeline, ShowKeyFrames, Weights};
 
@@ -45,7 +45,7 @@ struct Arguments {
 const RATE: usize = 8;
 /// Pictures show a frame's pixels this many times as large, in rows of four.
 const ZOOM: u32 = 4;
-const COLUMNS: u32 = 4;
+const COLUMNS: usize = 4;
 
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
@@ -83,7 +83,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             pipeline.answer_observed(&video, &sample.question, &options, &mut cli::observer(&stop))?;
         right += usize::from(told(&outcome, sample)?);
         let picture = arguments.dir.join(format!("{}.png", sample.family.name()));
-        draw(&outcome.images, &picture)?;
+        sheet(&outcome.images, COLUMNS, ZOOM, &picture)?;
         println!("picture  {}", picture.display());
         outcome.warnings.iter().for_each(|warning| eprintln!("note: {warning}"));
     }
@@ -114,18 +114,4 @@ fn told(outcome: &Outcome, sample: &Sample) -> Result<bool> {
     let truth = &sample.question.options()[sample.answer];
     println!("answer   {:?}: {}", answer.text, if right { "right" } else { &**truth });
     Ok(right)
-}
-
-/// The frames side by side.
-fn draw(frames: &[RgbImage], path: &Path) -> Result<()> {
-    let Some((width, height)) = frames.first().map(RgbImage::dimensions) else { return Ok(()) };
-    let (width, height) = (width * ZOOM, height * ZOOM);
-    let rows = (frames.len() as u32).div_ceil(COLUMNS);
-    let mut sheet = RgbImage::new(COLUMNS * (width + 2), rows * (height + 2));
-    for (at, frame) in (0..).zip(frames) {
-        let large = imageops::resize(frame, width, height, imageops::FilterType::Nearest);
-        let (x, y) = (at % COLUMNS * (width + 2) + 1, at / COLUMNS * (height + 2) + 1);
-        imageops::replace(&mut sheet, &large, i64::from(x), i64::from(y));
-    }
-    Ok(sheet.save(path)?)
 }

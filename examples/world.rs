@@ -7,15 +7,18 @@
 //! ```
 //! Beside them lie `sheet.png`, one frame of the middle of each scene, and `nouns.png`, every noun in both sizes.
 
+mod cli;
+
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use image::{RgbImage, imageops};
+use cli::sheet::sheet;
+use image::RgbImage;
 use msjoe::checkpoint::write_file;
 use msjoe::data::world::{Colour, Noun, Place, Scene, Script, Size, Spec, Split, Thing, World};
 use serde_json::json;
@@ -97,8 +100,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     write_file(&out.join("questions.jsonl"), lines.as_bytes())?;
     tiles.truncate(96);
-    sheet(&tiles, 12, &out.join("sheet.png"))?;
-    sheet(&gallery(&world.script(arguments.split, 0)), 12, &out.join("nouns.png"))?;
+    sheet(&tiles, 12, 2, &out.join("sheet.png"))?;
+    sheet(&gallery(&world.script(arguments.split, 0)), 12, 2, &out.join("nouns.png"))?;
     let total: usize = families.values().sum();
     let mut stdout = std::io::stdout().lock();
     if arguments.json {
@@ -133,18 +136,4 @@ fn gallery(script: &Script) -> Vec<RgbImage> {
         }
     }
     tiles
-}
-
-/// Tiles in rows, twice as large.
-fn sheet(tiles: &[RgbImage], columns: usize, path: &Path) -> Result<()> {
-    let Some(side) = tiles.first().map(RgbImage::width) else { return Ok(()) };
-    let step = 2 * side + 4;
-    let rows = tiles.len().div_ceil(columns) as u32;
-    let mut image = RgbImage::new(step * columns as u32, step * rows);
-    for (at, tile) in tiles.iter().enumerate() {
-        let (x, y) = ((at % columns) as u32 * step, (at / columns) as u32 * step);
-        let large = imageops::resize(tile, 2 * side, 2 * side, imageops::FilterType::Nearest);
-        imageops::replace(&mut image, &large, i64::from(x), i64::from(y));
-    }
-    image.save(path).with_context(|| path.display().to_string())
 }

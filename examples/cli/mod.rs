@@ -1,6 +1,7 @@
 //! What the examples that run the pipeline share: arguments, loading with progress, Ctrl-C, and how errors end.
 #![allow(dead_code)] // each example uses its part
 
+pub mod sheet;
 pub mod training;
 
 use std::ops::ControlFlow;

@@ -211,6 +211,8 @@ pub fn evolve(mut settings: Settings, run: &Run, observe: Observer) -> Result<Re
     settings.evolve.check()?;
     if let Some(first) = settings.first_stage() {
         first.evolve.check()?;
+        // Stage 2 needs more than stage 1: it is refused now, not after hours of the other.
+        memory_plan(&settings, &Device::Cpu)?.check()?;
         let folder = run.folder().join(FIRST);
         let first_run = match Run::exists(&folder) {
             true => Run::open(&folder)?,

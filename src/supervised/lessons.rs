@@ -34,23 +34,11 @@ pub enum Lesson {
 /// A batch for the contrastive training: `frames` frames of training videos, `per_video` of each, a true phrase for each,
 /// and as many false ones that differ in one word.
 pub fn captions(world: &World, number: u64, frames: usize, per_video: usize) -> Batch {
-    let videos = frames.div_ceil(per_video.max(1)) as u64;
-    let seen: Vec<_> = (0..videos)
-        .into_par_iter()
-        .flat_map_iter(|i| {
-            let index = number * videos + i;
-            let script = world.script(Split::Train, index);
-            let mut rng = StdRng::seed_from_u64(index);
-            (0..per_video)
-                .map(|_| {
-                    let second = rng.random_range(0..script.seconds);
-                    let phrase = script.phrase(second, &mut rng);
-                    let wrong = changed(&phrase, &mut rng);
-                    (script.frame(second), script.scene_at(second).clone(), phrase, wrong)
-                })
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let seen = glimpses(world, number, (frames, per_video), |script, second, rng| {
+        let phrase = script.phrase(second, rng);
+        let wrong = changed(&phrase, rng);
+        (script.frame(second), script.scene_at(second).clone(), phrase, wrong)
+    });
     let phrases: Vec<&Phrase> = seen.iter().map(|s| &s.2).chain(seen.iter().map(|s| &s.3)).collect();
     let truths =
         seen.iter().map(|(_, scene, ..)| phrases.iter().map(|p| p.is_true(scene)).collect()).collect();
@@ -63,29 +51,37 @@ pub fn captions(world: &World, number: u64, frames: usize, per_video: usize) -> 
 
 /// Frames of training videos with what is in each of their patches; `per_video` of each.
 pub fn rasters(world: &World, number: u64, frames: usize, per_video: usize, grid: usize) -> PatchBatch {
-    let videos = frames.div_ceil(per_video.max(1)) as u64;
-    let seen: Vec<_> = (0..videos)
-        .into_par_iter()
-        .flat_map_iter(|i| {
-            let index = number * videos + i;
-            let script = world.script(Split::Train, index);
-            let mut rng = StdRng::seed_from_u64(index);
-            (0..per_video)
-                .map(|_| {
-                    let second = rng.random_range(0..script.seconds);
-                    let place = script.scene_at(second).place;
-                    let cells = script.raster(second, grid).into_iter();
-                    let labels = cells.map(|thing| match thing {
-                        Some(thing) => [thing.noun as u32, thing.colour as u32],
-                        None => [Noun::ALL.len() as u32, (Colour::ALL.len() + place as usize) as u32],
-                    });
-                    (script.frame(second), labels.collect::<Vec<_>>())
-                })
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let seen = glimpses(world, number, (frames, per_video), |script, second, _| {
+        let place = script.scene_at(second).place;
+        let labels = script.raster(second, grid).into_iter().map(|thing| match thing {
+            Some(thing) => [thing.noun as u32, thing.colour as u32],
+            None => [Noun::ALL.len() as u32, (Colour::ALL.len() + place as usize) as u32],
+        });
+        (script.frame(second), labels.collect())
+    });
     let (images, labels) = seen.into_iter().unzip();
     PatchBatch { images, labels }
+}
+
+/// What `see` makes of random seconds of training videos, `per_video` of each: those of batch `number`.
+fn glimpses<T: Send>(
+    world: &World,
+    number: u64,
+    (frames, per_video): (usize, usize),
+    see: impl Fn(&Script, usize, &mut StdRng) -> T + Sync,
+) -> Vec<T> {
+    let videos = frames.div_ceil(per_video.max(1)) as u64;
+    let of_video = |i| {
+        let index = number * videos + i;
+        let script = world.script(Split::Train, index);
+        let mut rng = StdRng::seed_from_u64(index);
+        let one = |_| {
+            let second = rng.random_range(0..script.seconds);
+            see(&script, second, &mut rng)
+        };
+        (0..per_video).map(one).collect::<Vec<T>>()
+    };
+    (0..videos).into_par_iter().flat_map_iter(of_video).collect()
 }
 
 /// Number of labels of either kind in [`rasters`]: nouns or none, colours or places.
