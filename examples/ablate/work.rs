@@ -16,7 +16,7 @@ use msjoe::rl::evaluate::evaluate;
 use msjoe::rl::evolve::greedy;
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::learner::Learner;
-use msjoe::rl::plan::Plan;
+use msjoe::rl::plan::{Choosing, Plan};
 use msjoe::rl::rollout::Policy;
 use msjoe::rl::tasks::{balanced, pass_rates, world_tasks};
 use msjoe::rl::trainer::Trainer;
@@ -225,7 +225,7 @@ impl Work {
             None => plan(row, count),
         };
         let mut progress = |done| observe(&format!("{label}: {done}/{}", self.test.len()));
-        let graded = evaluate(policy, &mut gallery, &self.test, &greedy(&plan), 0, &mut progress)?;
+        let graded = evaluate(policy, &mut gallery, &self.test, &greedy(&plan, Choosing::Spread), 0, &mut progress)?;
         let recalls: Vec<f64> = graded.iter().filter_map(|one| one.evidence_recall).collect();
         Ok(Grades {
             right: graded.iter().map(|one| if one.right { '1' } else { '0' }).collect(),

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use msjoe::data::world::{Span, Spec, World};
+use msjoe::data::world::{Length, Span, Spec, World};
 
 /// Trains the small models of the toy world from scratch.
 #[derive(Parser)]
@@ -33,6 +33,9 @@ struct Args {
     /// Only this model.
     #[arg(long)]
     only: Option<Model>,
+    /// Only this stage of the language model (look, watch or follow), beginning with the model that is there.
+    #[arg(long)]
+    stage: Option<String>,
     /// Seed of the weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -56,6 +59,8 @@ struct Worlds {
     plain: World,
     /// Clips of few scenes.
     short: World,
+    /// Clips of scenes enough for every family of questions, each short enough to be seen in few frames.
+    clips: World,
     /// The videos that results are reported on.
     long: World,
 }
@@ -64,9 +69,16 @@ fn main() -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
     let args = Args::parse();
     let plain = Spec { things: Span::new(1, 1), small: 27. / 56., noise: 4., ..Spec::default() };
+    let clips = Spec {
+        length: Length::Scenes(Span::new(8, 12)),
+        scene_seconds: Span::new(2, 4),
+        evidence_seconds: Span::new(2, 4),
+        ..Spec::default()
+    };
     let worlds = Worlds {
         plain: World::new(plain, args.world_seed)?,
         short: World::new(Spec::short(), args.world_seed)?,
+        clips: World::new(clips, args.world_seed)?,
         long: World::new(Spec::default(), args.world_seed)?,
     };
     std::fs::create_dir_all(&args.work)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Device;
 use msjoe::checkpoint::random::{self, QwenSpec};
 use msjoe::checkpoint::{write_file, write_safetensors};
@@ -27,39 +27,63 @@ const TEMPLATE: &str = "{%- for message in messages -%}
 {%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}";
 const TAGS: [&str; 6] = ["<think>", "</think>", "<query>", "</query>", "<answer>", "</answer>"];
 
-/// Conversations per step, and the shares of the lessons in percent: look at one large thing, look, watch, ask; the rest
-/// watches long videos.
+/// Conversations per step, and the shares of the lessons in percent: look at one large thing, look, watch short clips, ask,
+/// follow longer clips; the rest watches long videos.
 struct Stage {
     name: &'static str,
+    learn: Learn,
     steps: f64,
     batch: usize,
-    shares: [u64; 4],
+    shares: [u64; 5],
     course: Shape,
     measure: u64,
 }
 
 const PEAK: f64 = 1e-3;
-const STAGES: [Stage; 2] = [
+const STAGES: [Stage; 3] = [
     Stage {
         name: "look",
+        learn: Learn::All,
         steps: 750.0,
         batch: 96,
-        shares: [30, 70, 0, 0],
+        shares: [30, 70, 0, 0, 0],
         course: Shape::Constant,
         measure: 250,
     },
     Stage {
         name: "watch",
+        learn: Learn::All,
         steps: 1500.0,
         batch: 24,
-        shares: [5, 15, 50, 15],
+        shares: [5, 15, 50, 15, 0],
         course: Shape::Cosine,
         measure: 250,
+    },
+    Stage {
+        name: "follow",
+        learn: Learn::Text,
+        steps: 4000.0,
+        batch: 32,
+        shares: [0, 2, 20, 15, 60],
+        course: Shape::Cosine,
+        measure: 500,
     },
 ];
 
 pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
     let dir = args.out.join("mllm");
+    if let Some(name) = &args.stage {
+        let names = STAGES.map(|stage| stage.name).join(", ");
+        let stage = STAGES.iter().find(|stage| stage.name == name);
+        let stage = stage.with_context(|| format!("--stage: expected one of {names}, got {name}"))?;
+        return run(args, worlds, &dir, stage);
+    }
+    start(args, worlds, &dir)?;
+    STAGES.iter().try_for_each(|stage| run(args, worlds, &dir, stage))
+}
+
+/// A new model whose vision tower has learned what is in each patch.
+fn start(args: &Args, worlds: &Worlds, dir: &Path) -> Result<()> {
     let words =
         vocabulary().into_iter().chain(["describe", "look", "answer", "what", "is", "asked", "to", "see"]);
     let mut words: Vec<String> = words.map(str::to_owned).collect();
@@ -87,22 +111,18 @@ pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
         template: Some(TEMPLATE.to_owned()),
         ..QwenSpec::default()
     };
-    random::qwen2_5_vl(&dir, &spec, args.seed)?;
+    random::qwen2_5_vl(dir, &spec, args.seed)?;
     write_file(&dir.join("msjoe.json"), b"{ \"dialogue\": \"brief\" }\n")?;
     let config = AdamWConfig::default();
-    let TurnTrainer { chat, parameters, .. } = TurnTrainer::new(&dir, &Device::Cpu, Learn::All, config)?;
+    let TurnTrainer { chat, parameters, .. } = TurnTrainer::new(dir, &Device::Cpu, Learn::All, config)?;
     let tower = Tower::Qwen(Box::new(chat));
-    patches::train(args, worlds, ("mllm", tower), &parameters, &dir.join("model.safetensors"))?;
-    for stage in &STAGES {
-        run(args, worlds, &dir, stage)?;
-    }
-    Ok(())
+    patches::train(args, worlds, ("mllm", tower), &parameters, &dir.join("model.safetensors"))
 }
 
 fn run(args: &Args, worlds: &Worlds, dir: &Path, stage: &Stage) -> Result<()> {
     let unfinished = args.work.join(format!("mllm-{}.safetensors", stage.name));
     let config = AdamWConfig { weight_decay: 0.01, beta2: 0.98, ..AdamWConfig::default() };
-    let mut trainer = TurnTrainer::new(dir, &Device::Cpu, Learn::All, config)?;
+    let mut trainer = TurnTrainer::new(dir, &Device::Cpu, stage.learn, config)?;
     let total = (stage.steps * args.scale) as u64;
     let schedule = Schedule { peak: PEAK, warmup: 100, total, floor: 1e-5, shape: stage.course };
     let start = restore(&unfinished, &trainer.parameters, &mut trainer.optimizer)?;
@@ -133,7 +153,7 @@ fn write(dir: &Path, trainer: &TurnTrainer) -> Result<()> {
 fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
     let first = step * stage.batch as u64;
     let one = |number: u64| {
-        let [plain, look, watch, ask] = stage.shares;
+        let [plain, look, watch, ask, follow] = stage.shares;
         // Spread evenly over the hundred, so that every batch has its share of each.
         let place = number * 37 % 100;
         let (world, lesson) = match place {
@@ -141,6 +161,7 @@ fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
             _ if place < plain + look => (&worlds.long, Lesson::Look),
             _ if place < plain + look + watch => (&worlds.short, Lesson::Watch),
             _ if place < plain + look + watch + ask => (&worlds.long, Lesson::Ask),
+            _ if place < plain + look + watch + ask + follow => (&worlds.clips, Lesson::Follow),
             _ => (&worlds.long, Lesson::Watch),
         };
         conversation(world, lesson, number)

@@ -152,11 +152,13 @@ pub struct Evaluation {
     pub questions: usize,
     /// Rollouts with uniform frames that estimate a pass rate, where the advantage needs one.
     pub pass_rate_rollouts: u64,
+    /// How key frames are chosen where training draws them.
+    pub choosing: Choosing,
 }
 
 impl Default for Evaluation {
     fn default() -> Self {
-        Self { every: 50, questions: 240, pass_rate_rollouts: 8 }
+        Self { every: 50, questions: 240, pass_rate_rollouts: 8, choosing: Choosing::Spread }
     }
 }
 
@@ -352,7 +354,8 @@ impl Evolution {
     /// Greedy accuracy on the validation questions, logged and returned.
     fn evaluated(&mut self, metrics: &mut Metrics, observe: Observer) -> Result<f64> {
         let step = self.trainer.progress.step;
-        let summary = self.evaluate(&greedy(&self.settings.evolve.plan), &self.validation)?;
+        let plan = greedy(&self.settings.evolve.plan, self.settings.evaluation.choosing);
+        let summary = self.evaluate(&plan, &self.validation)?;
         let mut values = BTreeMap::from([
             ("eval_accuracy".to_owned(), summary.accuracy),
             ("eval_evidence_recall".to_owned(), summary.evidence_recall),
@@ -422,9 +425,9 @@ pub fn memory_plan(settings: &Settings, device: &Device) -> Result<MemoryPlan> {
     Ok(MemoryPlan::new(&config, &demand, memory::available(device)))
 }
 
-/// The plan of an evaluation: greedy turns, and the sampler's largest weights where training draws.
-pub fn greedy(plan: &Plan) -> Plan {
-    let choosing = if plan.choosing == Choosing::Draw { Choosing::Largest } else { plan.choosing };
+/// The plan of an evaluation: greedy turns, and `instead` where training draws from the sampler.
+pub fn greedy(plan: &Plan, instead: Choosing) -> Plan {
+    let choosing = if plan.choosing == Choosing::Draw { instead } else { plan.choosing };
     Plan { temperature: 0.0, choosing, ..plan.clone() }
 }
 

@@ -23,6 +23,8 @@ pub enum Choosing {
     Draw,
     /// The sampler's K largest weights.
     Largest,
+    /// Spread over the sampler's distribution, see [`crate::select::spread`].
+    Spread,
     /// The K frames most similar to any query.
     TopK,
     /// Evenly.
@@ -34,7 +36,7 @@ pub enum Choosing {
 impl Choosing {
     /// Whether frames are chosen by queries.
     pub fn by_queries(self) -> bool {
-        matches!(self, Self::Draw | Self::Largest | Self::TopK)
+        matches!(self, Self::Draw | Self::Largest | Self::Spread | Self::TopK)
     }
 }
 

@@ -234,7 +234,7 @@ impl Rollout<'_> {
             }
         }
         let logits: Vec<Vec<f32>> = match self.plan.choosing {
-            Choosing::Draw | Choosing::Largest => {
+            Choosing::Draw | Choosing::Largest | Choosing::Spread => {
                 let sampler = self
                     .policy
                     .sampler
@@ -267,6 +267,7 @@ impl Rollout<'_> {
             Choosing::Uniform | Choosing::Evidence => return self.blind(task),
             Choosing::TopK => (Strategy::TopK, Draw::TopK),
             Choosing::Largest => (Strategy::Msjoe, Draw::TopK),
+            Choosing::Spread => (Strategy::Msjoe, Draw::Spread),
             Choosing::Draw => {
                 let seed = self.seed(task, &format!("draw {generation}"));
                 (Strategy::Msjoe, Draw::Gumbel { seed })

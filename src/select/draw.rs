@@ -25,6 +25,45 @@ pub fn draw(logits: &[f32], k: usize, rng: &mut StdRng) -> Result<Vec<usize>> {
     Ok(order)
 }
 
+/// `k` frames spread over the distribution without randomness, ascending: systematic sampling (Madow 1949) begun halfway,
+/// with inclusion probabilities proportional to `exp(logit)`. A frame whose share of the `k` is one or more is surely taken,
+/// and the others share what is left; so equal logits give evenly spaced frames, and two equal peaks get half of them each.
+/// A logit of minus infinity excludes its frame.
+///
+/// # Errors
+/// As [`draw`].
+pub fn spread(logits: &[f32], k: usize) -> Result<Vec<usize>> {
+    check(logits, k)?;
+    let mut left: Vec<(usize, f64)> =
+        logits.iter().enumerate().filter(|l| l.1.is_finite()).map(|(at, &l)| (at, f64::from(l))).collect();
+    let mut taken = vec![];
+    let shares = loop {
+        let largest = left.iter().map(|one| one.1).fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = left.iter().map(|one| (one.1 - largest).exp()).sum();
+        let wanted = (k - taken.len()) as f64 / total;
+        let shares: Vec<f64> = left.iter().map(|one| wanted * (one.1 - largest).exp()).collect();
+        let sure = |share: &f64| *share >= 1.0;
+        if !shares.iter().any(sure) {
+            break shares;
+        }
+        let surely = left.iter().zip(&shares).filter(|(_, share)| sure(share)).map(|(one, _)| one.0);
+        taken.extend(surely);
+        let mut shares = shares.iter();
+        left.retain(|_| shares.next().is_some_and(|share| !sure(share)));
+    };
+    // Each frame spans less than one, so that no two of the marks 0.5, 1.5, ... lie in the same.
+    let (mut below, mut mark) = (0.0, 0.5);
+    for (&(at, _), share) in left.iter().zip(shares) {
+        below += share;
+        if below > mark && taken.len() < k {
+            taken.push(at);
+            mark += 1.0;
+        }
+    }
+    taken.sort_unstable();
+    Ok(taken)
+}
+
 /// Natural logarithm of the probability that [`draw`] returns exactly `picks`, in f64; [`super::log_prob`] is the same
 /// with a gradient.
 ///

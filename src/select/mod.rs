@@ -15,7 +15,7 @@ mod strategy;
 mod top_k;
 mod uniform;
 
-pub use draw::{draw, draw_log_prob, weights};
+pub use draw::{draw, draw_log_prob, spread, weights};
 pub use log_prob::{independent_log_prob, log_prob};
 pub use strategy::{Draw, Scores, Selection, Strategy, select};
 pub use top_k::top_k;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::draw::{check, draw, draw_log_prob, weights};
+use super::draw::{check, draw, draw_log_prob, spread, weights};
 use super::top_k::descending;
 use super::uniform::uniform;
 use crate::error::{Error, Result};
@@ -60,6 +60,8 @@ impl FromStr for Strategy {
 pub enum Draw {
     /// The K frames of largest weight: no randomness.
     TopK,
+    /// K frames in proportion to their weights: no randomness; see [`super::spread`].
+    Spread,
     /// K frames drawn without replacement.
     Gumbel {
         /// Seed of the generator: the same seed, the same frames.
@@ -86,7 +88,8 @@ pub struct Selection {
     /// The distribution over all T candidates that the choice went by, summing to 1. `msjoe`: softmax of the logits;
     /// `top-k`: softmax of 100 times (CLIP's scale) each frame's best similarity; `uniform`: 1 / T.
     pub weights: Vec<f32>,
-    /// The K frames in the order in which they were taken: as drawn, by falling score, or ascending for `uniform`.
+    /// The K frames in the order in which they were taken: as drawn, by falling score, or ascending for `uniform`
+    /// and [`Draw::Spread`].
     pub draw_order: Vec<usize>,
     /// Log-probability of `draw_order`; only for a random draw.
     pub log_prob: Option<f64>,
@@ -140,6 +143,7 @@ fn from_logits(scores: &Scores, k: usize, how: Draw) -> Result<Selection> {
     check(logits, k)?;
     let (draw_order, log_prob) = match how {
         Draw::TopK => (descending(logits, k)?, None),
+        Draw::Spread => (spread(logits, k)?, None),
         Draw::Gumbel { seed } => {
             let picks = draw(logits, k, &mut StdRng::seed_from_u64(seed))?;
             let log_prob = draw_log_prob(logits, &picks)?;

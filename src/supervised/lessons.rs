@@ -17,6 +17,8 @@ use crate::text::{Dialogue, answer, query};
 
 /// Most queries of a supervised query turn.
 const MAX_QUERIES: usize = 4;
+/// Share of the clips of which all captions are asked for.
+const CAPTIONED: f64 = 0.2;
 /// The user's text that asks for captions.
 pub const DESCRIBE: &str = "describe";
 
@@ -27,6 +29,8 @@ pub enum Lesson {
     Look,
     /// Frames sampled evenly from a clip: captions of all of them, and questions.
     Watch,
+    /// As [`Self::Watch`], with so many frames that no scene is missed: what is counted and put in order is seen.
+    Follow,
     /// Previews and a question: what to search for.
     Ask,
 }
@@ -116,16 +120,29 @@ pub fn conversation(world: &World, lesson: Lesson, number: u64) -> Conversation 
                 turns: vec![(DESCRIBE.to_owned(), script.caption(second))],
             }
         }
-        Lesson::Watch => watch(world, &script, number, &mut rng),
+        Lesson::Watch => {
+            let count = [4, 6, 8, 8, 8, 8, 12, 16].choose(&mut rng).copied().unwrap_or(8);
+            watch(world, &script, (number, count.min(script.seconds)), &mut rng)
+        }
+        Lesson::Follow => watch(world, &script, (number, dense(&script)), &mut rng),
         Lesson::Ask => ask(world, &script, number, &mut rng),
     }
 }
 
-fn watch(world: &World, script: &Script, number: u64, rng: &mut StdRng) -> Conversation {
-    let count = [4, 6, 8, 8, 8, 8, 12, 16].choose(rng).copied().unwrap_or(8).min(script.seconds);
+/// The least number of frames, sampled evenly, that misses no scene; 8 or more where there are as many.
+fn dense(script: &Script) -> usize {
+    let seen = |count: usize| {
+        let frames = uniform(script.seconds, count);
+        script.scenes.iter().all(|scene| frames.iter().any(|frame| scene.range().contains(frame)))
+    };
+    let least = script.scenes.len().max(8).min(script.seconds);
+    (least..script.seconds).find(|&count| seen(count)).unwrap_or(script.seconds)
+}
+
+fn watch(world: &World, script: &Script, (number, count): (u64, usize), rng: &mut StdRng) -> Conversation {
     let frames = uniform(script.seconds, count);
     let mut turns = vec![];
-    if rng.random_bool(0.4) {
+    if rng.random_bool(CAPTIONED) {
         let captions: Vec<String> = frames.iter().map(|&second| script.caption(second)).collect();
         turns.push((DESCRIBE.to_owned(), captions.join(". ")));
     }

@@ -12,16 +12,18 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::Media;
+use crate::models::qwen2_5_vl::packed::{Group, Sharing};
 use crate::models::qwen2_5_vl::processor::Patches;
 use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use crate::ops::log_prob::log_probs;
 use crate::optim::{AdamW, AdamWConfig, Parameters, clip_grad_norm};
 use crate::text::{Message, Pad, Part, Role, expand_pads};
 
-/// Frames, and what is said about them: each turn is a text of the user's and the reply to be learned.
+/// Frames, and what is said about them: each turn is a text of the user's and the reply to be learned. A turn sees the frames
+/// and nothing of the other turns, as a question does that is asked alone; the frames go through the model once.
 #[derive(Debug, Clone)]
 pub struct Conversation {
-    /// Shown as separate images before the first turn; planned sizes.
+    /// Shown as separate images before each text; planned sizes.
     pub images: Vec<RgbImage>,
     /// Texts and replies.
     pub turns: Vec<(String, String)>,
@@ -61,18 +63,13 @@ pub struct TurnTrainer {
     max_grad_norm: f64,
 }
 
-/// A conversation as token ids; `learned[i]` says whether token `i` is a target.
+/// A conversation as token ids: what its turns begin with in common, and the rest of each with its reply.
 struct Encoded {
-    input_ids: Vec<u32>,
-    learned: Vec<bool>,
-    media: Vec<Media>,
+    shared: Prompt,
+    rests: Vec<Vec<u32>>,
+    /// Tokens of each rest that come before the reply.
+    asked: Vec<usize>,
     patches: Vec<Patches>,
-}
-
-impl Encoded {
-    fn prompt(&self) -> Prompt {
-        Prompt { input_ids: self.input_ids.clone(), media: self.media.clone(), features: vec![] }
-    }
 }
 
 impl TurnTrainer {
@@ -115,25 +112,23 @@ impl TurnTrainer {
     fn loss(&self, batch: &[Conversation]) -> Result<(Tensor, usize, usize)> {
         let encoded: Vec<Encoded> = batch.par_iter().map(|c| self.encode(c)).collect::<Result<_>>()?;
         let model = &self.chat.model;
-        let prompts: Vec<Prompt> = encoded.iter().map(Encoded::prompt).collect();
-        let mut packed = model.pack(&prompts)?;
-        packed.features.extend(self.features(&encoded)?);
-        let hidden = model.hidden_packed(&packed)?;
+        let groups: Vec<Group> =
+            encoded.iter().map(|part| Group { prompt: &part.shared, completions: &part.rests }).collect();
+        let mut packed = model.pack_completions(&groups, Sharing::Shared)?;
+        packed.batch.features.extend(self.features(&encoded)?);
+        let hidden = model.hidden_packed(&packed.batch)?;
 
-        let (mut rows, mut targets, mut start) = (vec![], vec![], 0);
-        for part in &encoded {
-            for (at, _) in part.learned.iter().enumerate().filter(|(_, learned)| **learned) {
-                rows.push((start + at - 1) as u32); // the token before predicts it
-                targets.push(part.input_ids[at]);
-            }
-            start += part.input_ids.len();
-        }
+        let asked: Vec<usize> = encoded.iter().flat_map(|part| part.asked.iter().copied()).collect();
+        let replies = |of: &[Vec<u32>]| -> Vec<u32> {
+            of.iter().zip(&asked).flat_map(|(one, &asked)| one[asked..].iter().copied()).collect()
+        };
+        let (rows, targets) = (replies(&packed.rows), replies(&packed.targets));
         if targets.is_empty() {
             return Err(Error::Input("supervised step: expected replies to learn, got none".into()));
         }
         let rows = Tensor::new(rows, hidden.device())?;
         let chosen = log_probs(&hidden.index_select(&rows, 0)?, model.text().head(), &targets, 1.0)?;
-        Ok((chosen.log_probs.mean_all()?.neg()?, targets.len(), start))
+        Ok((chosen.log_probs.mean_all()?.neg()?, targets.len(), packed.batch.input_ids.len()))
     }
 
     /// Features of all images, in order; `None` without images.
@@ -159,24 +154,28 @@ impl TurnTrainer {
                 "supervised training: the checkpoint names no token that ends a reply".into(),
             ));
         };
-        let (mut input_ids, mut learned) = (vec![], vec![]);
-        for (i, (text, reply)) in conversation.turns.iter().enumerate() {
-            let shown = if i == 0 { media.len() } else { 0 };
+        let (mut turns, mut asked) = (vec![], vec![]);
+        for (text, reply) in &conversation.turns {
             let content =
-                std::iter::repeat_n(Part::Image, shown).chain([Part::text(text.as_str())]).collect();
+                std::iter::repeat_n(Part::Image, media.len()).chain([Part::text(text.as_str())]).collect();
             let rendered = chat.template.prompt(&[Message::new(Role::User, content)])?;
-            let rendered = if i == 0 { rendered } else { format!("\n{rendered}") };
-            input_ids.extend(chat.tokenizer.encode(&rendered)?);
-            learned.resize(input_ids.len(), false);
-            input_ids.extend(chat.tokenizer.encode(reply)?);
-            input_ids.push(end);
-            learned.resize(input_ids.len(), true);
+            let pads = [Pad { id: chat.model.config.image_token_id, counts: &counts }];
+            let mut ids = expand_pads(&chat.tokenizer.encode(&rendered)?, &pads)?;
+            asked.push(ids.len());
+            ids.extend(chat.tokenizer.encode(reply)?);
+            ids.push(end);
+            turns.push(ids);
         }
-        // Pads come before the first reply, so widening them shifts every flag alike.
-        let pads = [Pad { id: chat.model.config.image_token_id, counts: &counts }];
-        let before = input_ids.len();
-        let input_ids = expand_pads(&input_ids, &pads)?;
-        let flags = std::iter::repeat_n(false, input_ids.len() - before).chain(learned).collect();
-        Ok(Encoded { input_ids, learned: flags, media, patches })
+        let asked_least = asked.iter().copied().min().unwrap_or_default();
+        let shared = turns.iter().fold(asked_least, |most, ids| {
+            ids.iter().zip(&turns[0]).take(most).take_while(|(a, b)| a == b).count()
+        });
+        let head = turns.first().map_or(vec![], |ids| ids[..shared].to_vec());
+        Ok(Encoded {
+            shared: Prompt { input_ids: head, media, features: vec![] },
+            rests: turns.into_iter().map(|mut ids| ids.split_off(shared)).collect(),
+            asked: asked.into_iter().map(|tokens| tokens - shared).collect(),
+            patches,
+        })
     }
 }
