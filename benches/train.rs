@@ -28,6 +28,9 @@ struct Args {
     /// What to measure.
     #[arg(long, value_enum)]
     part: Option<Part>,
+    /// Decoder layers instead of the configuration's, to see what a layer adds to the peak of memory.
+    #[arg(long)]
+    layers: Option<usize>,
     /// Timed runs, after one that is not timed.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -61,7 +64,8 @@ fn main() -> Result<()> {
         return Ok(());
     };
     msjoe::ops::heap::keep_freed_memory();
-    let config: Config = serde_json::from_str(CONFIG)?;
+    let mut config: Config = serde_json::from_str(CONFIG)?;
+    config.text.num_hidden_layers = args.layers.unwrap_or(config.text.num_hidden_layers);
     let model = tracked(&config, part)?;
     let width = config.vision.patch_width();
     let patches = SEQUENCES * IMAGES * 16;
@@ -92,6 +96,7 @@ fn main() -> Result<()> {
             "name": format!("train-{part:?}").to_lowercase(),
             "with": "msjoe",
             "threads": rayon::current_num_threads(),
+            "layers": config.text.num_hidden_layers,
             "seconds": (second * 1000.0).round() / 1000.0,
             "fastest": (fastest * 1000.0).round() / 1000.0,
             "gflops": (work(&config, part) / second / 1e9).round(),

@@ -24,7 +24,7 @@ fn settings() -> Settings {
     Settings {
         models: Models { mllm: dir.path().join("mllm"), clip: dir.path().join("clip"), sampler: None },
         data: Data::World { seed: 5, spec: Spec::short(), videos: 12 },
-        evaluation: Evaluation { every: 2, questions: 12, pass_rate_rollouts: 2 },
+        evaluation: Evaluation { every: 2, questions: 12, pass_rate_rollouts: 2, ..Evaluation::default() },
         save_every: 1,
         pretrain: Some(Pretraining { steps: 2, ..Pretraining::default() }),
         evolve: EvolveConfig {

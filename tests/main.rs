@@ -9,6 +9,7 @@ mod feature_cache;
 mod gradcheck;
 mod grpo;
 mod hub;
+mod lessons;
 mod log_prob;
 mod lora;
 mod memory;

@@ -1,7 +1,9 @@
 //! Selection strategies, draws and their probabilities.
 
 use candle_core::{DType, Device, Tensor, Var};
-use msjoe::select::{Draw, Scores, Strategy, draw, draw_log_prob, log_prob, select, top_k, uniform, weights};
+use msjoe::select::{
+    Draw, Scores, Strategy, draw, draw_log_prob, log_prob, select, spread, top_k, uniform, weights,
+};
 use proptest::prelude::{Strategy as _, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -317,6 +319,52 @@ fn scores() -> Scores {
 }
 
 const SAMPLED: Draw = Draw::Gumbel { seed: 4 };
+
+#[test]
+fn a_spread_has_each_frame_in_proportion() {
+    // Equal weights: evenly spaced.
+    assert_eq!(spread(&[0.5; 12], 4).unwrap(), [1, 4, 7, 10]);
+    // Two equal peaks of three frames on a floor of nothing: two of each.
+    let mut peaks = [-50.0; 40];
+    peaks[5..8].fill(3.0);
+    peaks[30..33].fill(3.0);
+    assert_eq!(spread(&peaks, 4).unwrap(), [5, 7, 30, 32]);
+    // One frame above all: sure, however far above; the other three share what is left.
+    let mut one = [0.0; 12];
+    one[4] = 900.0;
+    assert_eq!(spread(&one, 4).unwrap(), [1, 4, 6, 10]);
+    // Excluded frames stay out, and all others are taken when there is no choice.
+    let some = [f32::NEG_INFINITY, 0.0, -800.0, f32::NEG_INFINITY, 700.0];
+    assert_eq!(spread(&some, 3).unwrap(), [1, 2, 4]);
+    assert!(spread(&some, 4).unwrap_err().to_string().contains("only 3 of 5"));
+    assert!(spread(&[0.0, f32::NAN], 1).is_err());
+    let chosen = select(Strategy::Msjoe, &scores(), 3, Draw::Spread).unwrap();
+    assert_eq!((chosen.frames, chosen.log_prob), (spread(&scores().logits.unwrap(), 3).unwrap(), None));
+}
+
+proptest! {
+    /// With inclusion probabilities summed from the left, the frames taken up to any point are never a whole one off.
+    #[test]
+    fn a_spread_is_never_a_frame_off(logits in prop::collection::vec(-6f32..6., 1..300), part in 0f64..1.) {
+        let k = 1 + (part * (logits.len() - 1) as f64) as usize;
+        let frames = spread(&logits, k).unwrap();
+        prop_assert_eq!(frames.len(), k);
+        prop_assert!(frames.is_sorted_by(|a, b| a < b) && frames[k - 1] < logits.len());
+        // Water-filling by bisection: the scale at which the shares, none above one, sum to k.
+        let shares = |scale: f64| logits.iter().map(move |&l| (scale + f64::from(l)).exp().min(1.0));
+        let (mut low, mut high) = (-40.0, 40.0);
+        for _ in 0..200 {
+            let middle = (low + high) / 2.0;
+            if shares(middle).sum::<f64>() < k as f64 { low = middle } else { high = middle }
+        }
+        let mut expected = 0.0;
+        for (at, share) in shares(high).enumerate() {
+            expected += share;
+            let taken = frames.iter().filter(|&&frame| frame <= at).count() as f64;
+            prop_assert!((taken - expected).abs() < 1.0 + 1e-6, "frame {}: {} of {}", at, taken, expected);
+        }
+    }
+}
 
 #[test]
 fn one_interface_for_all_strategies() {

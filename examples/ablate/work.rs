@@ -225,7 +225,8 @@ impl Work {
             None => plan(row, count),
         };
         let mut progress = |done| observe(&format!("{label}: {done}/{}", self.test.len()));
-        let graded = evaluate(policy, &mut gallery, &self.test, &greedy(&plan, Choosing::Spread), 0, &mut progress)?;
+        let graded =
+            evaluate(policy, &mut gallery, &self.test, &greedy(&plan, Choosing::Spread), 0, &mut progress)?;
         let recalls: Vec<f64> = graded.iter().filter_map(|one| one.evidence_recall).collect();
         Ok(Grades {
             right: graded.iter().map(|one| if one.right { '1' } else { '0' }).collect(),

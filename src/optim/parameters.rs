@@ -111,24 +111,25 @@ impl Parameters {
     /// # Errors
     /// Names the variables that received none: something on the way to the loss dropped it.
     pub fn gradients(&self, store: &GradStore) -> Result<BTreeMap<String, Tensor>> {
-        let mut missing = vec![];
-        let mut gradients = BTreeMap::new();
-        for (name, var) in &self.0 {
-            match store.get(var) {
-                Some(gradient) => {
-                    gradients.insert(name.clone(), gradient.clone());
-                }
-                None => missing.push(name.as_str()),
-            }
+        self.complete(self.received(store))
+    }
+
+    /// The gradients of those variables that received one, by name: of a part of a step, which need not reach them all.
+    pub fn received(&self, store: &GradStore) -> BTreeMap<String, Tensor> {
+        let of = |(name, var): (&String, &Var)| Some((name.clone(), store.get(var)?.clone()));
+        self.0.iter().filter_map(of).collect()
+    }
+
+    /// `gradients`, when every variable has one.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    pub fn complete(&self, gradients: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+        let missing: Vec<&str> =
+            self.0.keys().map(String::as_str).filter(|name| !gradients.contains_key(*name)).collect();
+        if missing.is_empty() {
+            return Ok(gradients);
         }
-        if !missing.is_empty() {
-            bail!(
-                "no gradient reached {} of {} parameters: {}",
-                missing.len(),
-                self.len(),
-                missing.join(", ")
-            )
-        }
-        Ok(gradients)
+        bail!("no gradient reached {} of {} parameters: {}", missing.len(), self.len(), missing.join(", "))
     }
 }

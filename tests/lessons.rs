@@ -1,0 +1,76 @@
+//! Supervised turns: what a conversation shows, and that its turns are independent.
+
+use candle_core::Device;
+use msjoe::checkpoint::random::{self, QwenSpec};
+use msjoe::data::world::{Length, Span, Spec, Split, World, vocabulary};
+use msjoe::optim::AdamWConfig;
+use msjoe::supervised::lessons::{DESCRIBE, Lesson, conversation};
+use msjoe::supervised::turns::{Conversation, Learn, TurnTrainer};
+
+fn clips() -> World {
+    let spec = Spec {
+        length: Length::Scenes(Span::new(8, 12)),
+        scene_seconds: Span::new(2, 4),
+        evidence_seconds: Span::new(2, 4),
+        ..Spec::default()
+    };
+    World::new(spec, 1).unwrap()
+}
+
+#[test]
+fn following_misses_no_scene() {
+    let world = clips();
+    let mut counted = 0;
+    for number in 0..40 {
+        let (script, lesson) =
+            (world.script(Split::Train, number), conversation(&world, Lesson::Follow, number));
+        let frames: Vec<usize> = (lesson.images.iter())
+            .map(|image| (0..script.seconds).position(|s| script.frame(s) == *image).unwrap())
+            .collect();
+        assert!(frames.len() >= 8 && frames.is_sorted());
+        for scene in &script.scenes {
+            assert!(frames.iter().any(|frame| scene.range().contains(frame)), "video {number}: {scene:?}");
+        }
+        counted += usize::from(lesson.turns.iter().any(|(text, _)| text.contains("how many separate times")));
+    }
+    assert!(counted > 20, "{counted} of 40 clips ask for a number");
+}
+
+#[test]
+fn a_turn_is_learned_as_if_it_were_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let tags = ["<think>", "</think>", "<query>", "</query>", "<answer>", "</answer>"];
+    let mut words: Vec<String> = vocabulary().into_iter().map(str::to_owned).collect();
+    words.push(DESCRIBE.to_owned());
+    let spec = QwenSpec {
+        max_positions: 2048,
+        std: 0.3,
+        words,
+        tags: tags.map(str::to_owned).to_vec(),
+        ..QwenSpec::default()
+    };
+    random::qwen2_5_vl(folder.path(), &spec, 3).unwrap();
+    let loss = |conversation: &Conversation| {
+        let mut trainer =
+            TurnTrainer::new(folder.path(), &Device::Cpu, Learn::Text, AdamWConfig::default()).unwrap();
+        let step = trainer.step(std::slice::from_ref(conversation), 0.0).unwrap();
+        (step.loss, step.tokens as f64, step.length)
+    };
+    let world = clips();
+    for lesson in [Lesson::Watch, Lesson::Ask] {
+        let all = conversation(&world, lesson, 7);
+        assert!(all.turns.len() > 2 && !all.images.is_empty());
+        let alone =
+            all.turns.iter().map(|turn| loss(&Conversation { turns: vec![turn.clone()], ..all.clone() }));
+        let alone: Vec<_> = alone.collect();
+        let tokens: f64 = alone.iter().map(|one| one.1).sum();
+        let mean = alone.iter().map(|one| one.0 * one.1).sum::<f64>() / tokens;
+        let (together, of_all, length) = loss(&all);
+        assert_eq!(of_all, tokens);
+        assert!((together - mean).abs() < 1e-5 * mean, "{together} of all, {mean} of each alone");
+        // The frames go through the model once.
+        assert!(length < alone.iter().map(|one| one.2).sum::<usize>() * 2 / 3, "{length} tokens");
+        let reversed = Conversation { turns: all.turns.iter().rev().cloned().collect(), ..all.clone() };
+        assert!((loss(&reversed).0 - together).abs() < 1e-5 * mean);
+    }
+}
