@@ -91,7 +91,14 @@ fn config() -> EvolveConfig {
             ..ModelConfig::default()
         },
         sampler: SamplerConfig {
-            network: unet1d::Config { channels: vec![8, 8], stem: 4, groups: 2, kernel: 3, gain: 1.0 },
+            network: unet1d::Config {
+                channels: vec![8, 8],
+                stem: 4,
+                groups: 2,
+                kernel: 3,
+                gain: 1.0,
+                windows: vec![0, 2],
+            },
             rate: msjoe::rl::config::Rate { peak: 1e-2, warmup: 0, ..Default::default() },
             ..SamplerConfig::default()
         },
@@ -212,12 +219,13 @@ fn micro_batches_add_up_to_one_batch() {
     let weighed = weighed(&trajectories);
     for checkpointing in [false, true] {
         let model = ModelConfig { checkpointing, ..config.model.clone() };
-        let gradients = |tokens: usize| {
-            let pupil =
-                learner.pupil(&EvolveConfig { micro_batch_tokens: tokens, ..config.clone() }).unwrap();
+        let gradients = |micro_batch_tokens: usize, micro_batches_at_once: usize| {
+            let config = EvolveConfig { micro_batch_tokens, micro_batches_at_once, ..config.clone() };
+            let pupil = learner.pupil(&config).unwrap();
             model_gradients(&pupil, &weighed, &model, &mut Tally::default()).unwrap().unwrap()
         };
-        let off = difference(&gradients(1 << 20), &gradients(1));
+        let off = difference(&gradients(1 << 20, 1), &gradients(1, 1));
+        assert_eq!(difference(&gradients(1, 1), &gradients(1, 3)), 0.0, "side by side");
         assert!(off < 1e-5, "checkpointing {checkpointing}: {off}");
     }
 }
@@ -248,7 +256,7 @@ fn trajectories_without_a_signal_change_nothing() {
     let (sampler, parameters) = learner.student().unwrap();
     let drawn: Vec<(&Trajectory, f64)> = trajectories.iter().map(|trajectory| (trajectory, 0.0)).collect();
     let gradients =
-        sampler_gradients(sampler, parameters, &drawn, &config.sampler, &mut Tally::default()).unwrap();
+        sampler_gradients(sampler, parameters, &drawn, &config.sampler, 2, &mut Tally::default()).unwrap();
     assert!(gradients.is_none());
 }
 

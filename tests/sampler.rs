@@ -32,7 +32,7 @@ fn matrix(queries: usize, frames: usize, seed: u64) -> Tensor {
 }
 
 fn small() -> Config {
-    Config { channels: vec![8, 12, 16], stem: 4, groups: 4, kernel: 3, gain: 1.0 }
+    Config { channels: vec![8, 12, 16], stem: 4, groups: 4, kernel: 3, gain: 1.0, windows: vec![0, 1, 5] }
 }
 
 fn untrained() -> UNet1d {
@@ -266,14 +266,22 @@ fn extreme_matrices_give_finite_logits_and_gradients() {
 }
 
 #[test]
-fn an_untrained_sampler_goes_by_the_best_z_score() {
+fn an_untrained_sampler_goes_by_the_best_z_scores_around_a_frame() {
     let rows = matrix(3, 400, 9);
     let z_scores = rows.to_vec2::<f32>().unwrap().into_iter().map(|row| {
         let mean = row.iter().sum::<f32>() / 400.;
         let variance = row.iter().map(|s| (s - mean).powi(2)).sum::<f32>() / 400.;
         row.iter().map(|s| (s - mean) / (variance + 1e-6).sqrt()).collect::<Vec<_>>()
     });
-    let best = z_scores.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a.max(b)).collect()).unwrap();
+    let at = z_scores.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a.max(b)).collect()).unwrap();
+    let within = |frame: usize, window: usize| {
+        at[frame.saturating_sub(window)..(frame + window + 1).min(400)]
+            .iter()
+            .copied()
+            .fold(f32::MIN, f32::max)
+    };
+    let best: Vec<f32> =
+        (0..400).map(|frame| [0, 2, 4, 8].map(|window| within(frame, window) / 4.).iter().sum()).collect();
     let logits = f32s(&untrained().forward(&rows).unwrap());
     let head: Vec<f32> = logits.iter().zip(&best).map(|(z, best)| z - best).collect();
     let mean = head.iter().sum::<f32>() / 400.;
@@ -370,7 +378,7 @@ fn twins_share_parameters_and_build_no_graph() {
     assert!(!twin.forward(&rows).unwrap().track_op());
     assert!(!UNet1d::init(&small(), 1, &Device::Cpu).unwrap().forward(&rows).unwrap().track_op());
     let before = twin.forward(&rows).unwrap();
-    vars["gain"].set(&Tensor::new(&[3f32], &Device::Cpu).unwrap()).unwrap();
+    vars["gain"].set(&Tensor::new(&[3f32, 0., 0.], &Device::Cpu).unwrap()).unwrap();
     let after = twin.forward(&rows).unwrap();
     assert!(largest_difference(&before, &after) > 0.1);
     assert_eq!(f32s(&after), f32s(&net.forward(&rows).unwrap()));
@@ -395,6 +403,8 @@ fn networks_refuse_what_does_not_fit() {
     assert!(bad(|c| c.groups = 3).contains("groups must divide every entry of channels [8, 12, 16], got 3"));
     assert!(bad(|c| c.groups = 0).contains("groups"));
     assert!(bad(|c| c.kernel = 4).contains("kernel must be odd and at most 31, got 4"));
+    assert!(bad(|c| c.windows = vec![0, 4, 4]).contains("ascending numbers up to 1024, got [0, 4, 4]"));
+    assert!(bad(|c| c.windows.clear()).contains("windows must be 1 to 8"));
     assert!(bad(|c| c.stem = 0).contains("stem must be from 1 to 1024, got 0"));
 }
 

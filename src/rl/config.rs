@@ -27,6 +27,8 @@ pub struct EvolveConfig {
     pub iterations: usize,
     /// Tokens of a micro-batch; changes memory, not results.
     pub micro_batch_tokens: usize,
+    /// Micro-batches computed side by side, each with its own memory; changes memory and time, not results.
+    pub micro_batches_at_once: usize,
     /// How often questions whose trajectories all earn the same are replaced by others before a step; 0 keeps them.
     pub resample: usize,
     /// Deals the rewards of a step out at random before anything learns from them: the control that must not learn.
@@ -129,6 +131,7 @@ impl Default for EvolveConfig {
             generations: 8,
             iterations: 1,
             micro_batch_tokens: 4096,
+            micro_batches_at_once: 1,
             resample: 0,
             shuffle_rewards: false,
             plan: Plan::default(),
@@ -199,6 +202,7 @@ impl EvolveConfig {
             ("generations", self.generations),
             ("iterations", self.iterations as u64),
             ("micro_batch_tokens", self.micro_batch_tokens as u64),
+            ("micro_batches_at_once", self.micro_batches_at_once as u64),
         ] {
             if value == 0 {
                 return wrong(format!("{name}: expected at least 1, got 0"));

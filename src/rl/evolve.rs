@@ -403,6 +403,7 @@ pub fn memory_plan(settings: &Settings, device: &Device) -> Result<MemoryPlan> {
     let longest = (plan.key_frame_tokens + text).min(config.text.max_position_embeddings);
     let new_tokens = plan.query_tokens.max(plan.answer_tokens);
     let tokens = run.micro_batch_tokens.max(longest + plan.query_tokens + plan.answer_tokens);
+    let tokens = tokens * run.micro_batches_at_once;
     let demand = memory::Demand {
         learn,
         dtype: DType::F32,

@@ -111,6 +111,7 @@ impl Learner {
             parameters: &language.parameters,
             temperature: f64::from(config.plan.temperature),
             micro_batch_tokens: config.micro_batch_tokens,
+            micro_batches_at_once: config.micro_batches_at_once,
         })
     }
 

@@ -122,8 +122,9 @@ impl Trainer {
             let drawn: Vec<(&Trajectory, f64)> = (groups.iter().flat_map(|group| &group.trajectories))
                 .zip(advantages.sampler.iter().map(|advantage| f64::from(*advantage)))
                 .collect();
-            let config = &self.config.sampler;
-            if let Some(gradients) = sampler_gradients(sampler, parameters, &drawn, config, &mut tally)? {
+            let (config, at_once) = (&self.config.sampler, self.config.micro_batches_at_once);
+            let gradients = sampler_gradients(sampler, parameters, &drawn, config, at_once, &mut tally)?;
+            if let Some(gradients) = gradients {
                 let rate = config.rate.schedule(self.config.steps).rate(step);
                 let norm =
                     self.learner.step_sampler(gradients, rate, self.config.sampler.rate.max_grad_norm)?;

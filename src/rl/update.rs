@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::config::{ModelConfig, SamplerConfig};
 use super::grpo::{Completions, Totals, grpo_loss};
@@ -71,6 +72,8 @@ pub struct Pupil<'a> {
     pub temperature: f64,
     /// Tokens of a micro-batch.
     pub micro_batch_tokens: usize,
+    /// Micro-batches computed side by side.
+    pub micro_batches_at_once: usize,
 }
 
 /// Runs of trajectories of at most `limit` tokens; a longer one is alone.
@@ -194,13 +197,32 @@ pub fn model_gradients(
     let advantage_alone = grpo.beta == 0.0 && grpo.entropy_bonus == 0.0;
     let moving: Vec<Weighed> =
         weighed.iter().copied().filter(|one| one.advantage != 0.0 || !advantage_alone).collect();
+    let batches = micro_batches(&moving, pupil.micro_batch_tokens);
+    let one = |batch: &&[Weighed], tally: &mut Tally| batch_gradients(pupil, batch, &totals, config, tally);
+    summed(&batches, pupil.micro_batches_at_once, one, tally)
+}
+
+/// The sum of the gradients of `parts`, `None` without any. So many at once are computed side by side; they are added in
+/// order, so that the sum does not depend on it.
+fn summed<P: Sync>(
+    parts: &[P],
+    at_once: usize,
+    of_part: impl Fn(&P, &mut Tally) -> Result<Gradients> + Sync,
+    tally: &mut Tally,
+) -> Result<Option<Gradients>> {
+    let one = |part: &P| {
+        let mut tally = Tally::default();
+        of_part(part, &mut tally).map(|gradients| (gradients, tally))
+    };
     let mut sum: Option<Gradients> = None;
-    for batch in micro_batches(&moving, pupil.micro_batch_tokens) {
-        let gradients = batch_gradients(pupil, batch, &totals, config, tally)?;
-        sum = Some(match sum {
-            None => gradients,
-            Some(sum) => added(sum, &gradients)?,
-        });
+    for parts in parts.chunks(at_once.max(1)) {
+        for (gradients, of_part) in parts.par_iter().map(one).collect::<Result<Vec<_>>>()? {
+            tally.merge(&of_part);
+            sum = Some(match sum {
+                None => gradients,
+                Some(sum) => added(sum, &gradients)?,
+            });
+        }
     }
     Ok(sum)
 }
@@ -287,7 +309,8 @@ fn difference(trained: &[f32], written: &[f32], tally: &mut Tally) {
     }
 }
 
-/// REINFORCE: the gradients of the sampler's parameters, `None` when no draw carries a signal.
+/// REINFORCE: the gradients of the sampler's parameters, `None` when no draw carries a signal. So many chunks of matrices
+/// are computed side by side.
 ///
 /// # Errors
 /// A parameter without a gradient, trajectories without a similarity matrix.
@@ -296,6 +319,7 @@ pub fn sampler_gradients(
     parameters: &Parameters,
     drawn: &[(&Trajectory, f64)],
     config: &SamplerConfig,
+    at_once: usize,
     tally: &mut Tally,
 ) -> Result<Option<Gradients>> {
     // Generations with the same queries share their matrix, and so one pass.
@@ -314,11 +338,11 @@ pub fn sampler_gradients(
     }
     // Videos of like length together: less padding.
     by_matrix.sort_by_key(|(similarity, _)| similarity.dims().last().copied());
-    let mut sum: Option<Gradients> = None;
-    for matrices in by_matrix.chunks(MATRICES) {
+    let chunks: Vec<_> = by_matrix.chunks(MATRICES).collect();
+    let of_chunk = |matrices: &&[(&Tensor, Vec<(&Trajectory, f64)>)], tally: &mut Tally| {
         let inputs: Vec<Tensor> = matrices.iter().map(|(similarity, _)| (*similarity).clone()).collect();
         let logits = sampler.forward_batch(&inputs)?;
-        let draws: Vec<Drawn> = (logits.iter().zip(matrices))
+        let draws: Vec<Drawn> = (logits.iter().zip(*matrices))
             .flat_map(|(logits, (_, draws))| {
                 draws.iter().map(move |(trajectory, advantage)| Drawn {
                     logits,
@@ -329,11 +353,7 @@ pub fn sampler_gradients(
             .collect();
         let loss = reinforce_loss(&draws, drawn.len(), &config.reinforce)?;
         tally.merge(&loss.metrics);
-        let gradients = parameters.gradients(&loss.loss.backward()?)?;
-        sum = Some(match sum {
-            None => gradients,
-            Some(sum) => added(sum, &gradients)?,
-        });
-    }
-    Ok(sum)
+        Ok(parameters.gradients(&loss.loss.backward()?)?)
+    };
+    summed(&chunks, at_once, of_chunk, tally)
 }

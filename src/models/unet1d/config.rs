@@ -15,30 +15,45 @@ pub struct Config {
     pub groups: usize,
     /// Kernel of the convolutions along time, odd.
     pub kernel: usize,
-    /// What the best z-score of a frame is multiplied by at the start; trained from there. Larger is sharper: with 1, eight
-    /// draws from ten minutes seldom hit a peak of few seconds, with 3 most of them do.
+    /// What the best z-scores around a frame are multiplied by at the start, shared equally by the windows; trained from there.
+    /// Larger is sharper: with 1, eight draws from ten minutes seldom hit a peak of few seconds, with 3 most of them do.
     #[serde(default = "one")]
     pub gain: f64,
+    /// Windows, in frames to either side, within which a frame's best z-score is looked for: 0 is the frame itself, and wider
+    /// ones see that a match is near. Ascending.
+    #[serde(default = "windows")]
+    pub windows: Vec<usize>,
 }
 
 fn one() -> f64 {
     1.0
 }
 
+fn windows() -> Vec<usize> {
+    vec![0, 2, 4, 8]
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Self { channels: vec![64, 96, 128, 192, 256], stem: 32, groups: 8, kernel: 3, gain: one() }
+        Self {
+            channels: vec![64, 96, 128, 192, 256],
+            stem: 32,
+            groups: 8,
+            kernel: 3,
+            gain: one(),
+            windows: windows(),
+        }
     }
 }
 
 impl Config {
     /// Whether a network can be built: 1 to 8 levels of 1 to 1024 channels, groups that divide them, an odd kernel up to 31, a
-    /// gain up to 100.
+    /// gain up to 100, 1 to 8 ascending windows up to 1024.
     ///
     /// # Errors
     /// Names the field, its value and what is allowed.
     pub fn check(&self) -> Result<()> {
-        let Self { channels, stem, groups, kernel, gain } = self;
+        let Self { channels, stem, groups, kernel, gain, windows } = self;
         if !(1..=8).contains(&channels.len()) || channels.iter().any(|c| !(1..=1024).contains(c)) {
             bail!("sampler config: channels must be 1 to 8 numbers from 1 to 1024, got {channels:?}")
         }
@@ -53,6 +68,12 @@ impl Config {
         }
         if !(0.0..=100.0).contains(gain) {
             bail!("sampler config: gain must be from 0 to 100, got {gain}")
+        }
+        if !(1..=8).contains(&windows.len())
+            || !windows.is_sorted_by(|a, b| a < b)
+            || windows.iter().any(|window| *window > 1024)
+        {
+            bail!("sampler config: windows must be 1 to 8 ascending numbers up to 1024, got {windows:?}")
         }
         Ok(())
     }

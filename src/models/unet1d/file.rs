@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 
 // One metadata entry, because safetensors writes several in an order that differs between runs.
 const METADATA: &str = "msjoe-sampler";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Serialize, Deserialize)]
 struct Header {

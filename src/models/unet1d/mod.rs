@@ -8,12 +8,16 @@
 //! - **Length.** Nothing depends on a multiple of anything. A level of the U-Net halves the length rounding up, and the way
 //!   back repeats and crops. The ends see zeros, the average of the normalised features. In a batch of unequal lengths the
 //!   padding is masked out of every convolution, normalisation and pooling: an item gets the logits it gets alone.
+//! - **Windows.** Evidence often lies beside a match (what comes right after X) or has to be seen more than once. The best z-score
+//!   within 2, 4 and 8 frames of each frame stands beside the frame's own, so that looking around a match is a matter of four
+//!   numbers, which a policy gradient finds, and not of convolutions, which it has to build first.
 //! - **Reach.** With the default configuration a logit sees about 120 frames to either side, and the whole video through the
 //!   normalised rows and the group statistics.
-//! - **Start.** `logits = head(..) + (gain + sharpness(..)) * max over queries of the z-scored row`: `gain` is trainable from
-//!   [`Config::gain`], `sharpness` one number per video from the mean features, 0 at the start (a question about one thing wants
-//!   the peak, one about the whole video does not), the head close to zero. An untrained sampler draws frames by softmax of their best z-score: every frame is possible,
-//!   peaks are likelier, whatever the scale of the similarities. Its deterministic choice is top-k of the z-scores.
+//! - **Start.** `logits = head(..) + sum over windows of (gain + sharpness(..)) * max z-score within the window`: one `gain` per
+//!   window, [`Config::gain`] in all at the start, and one `sharpness` per window and video, linear in the mean features and 0 at
+//!   the start (a question about one thing wants the peak, one about the whole video does not); the head close to zero. An
+//!   untrained sampler draws frames by softmax of these maxima: every frame is possible, frames at and around peaks are likelier,
+//!   whatever the scale of the similarities.
 
 mod config;
 mod features;
@@ -109,8 +113,8 @@ pub struct UNet1d {
     up: Vec<Stage>, // level i + 1 -> i, listed by i
     norm: GroupNorm,
     head: Conv1d,
-    sharpness: Tensor, // (C,)
-    gain: Tensor,      // (1,)
+    sharpness: Tensor, // (windows, features)
+    gain: Tensor,      // (windows,)
 }
 
 impl UNet1d {
@@ -125,7 +129,7 @@ impl UNet1d {
         let stem = [(ROWS, "stem.0"), (cfg.stem, "stem.1")]
             .map(|(c_in, name)| Conv1d::load((c_in, cfg.stem, cfg.kernel), vb.pp(name)));
         let [stem0, stem1] = stem;
-        let pooled = 2 * (ROWS + cfg.stem) + POSITIONS;
+        let (pooled, windows) = (2 * (ROWS + cfg.stem) + POSITIONS, cfg.windows.len());
         let steps = || channels.windows(2).map(|pair| (pair[0], pair[1])).enumerate();
         let down = steps().map(|(i, (upper, lower))| {
             let vb = vb.pp(format!("down.{i}"));
@@ -148,8 +152,8 @@ impl UNet1d {
             // No bias: adding a constant to all logits changes nothing, so it could never learn. A tenth of the usual
             // width: near zero, yet the layers below receive a gradient from the first step.
             head: Conv1d::load_no_bias((top, 1, 1), 0.1, vb.pp("head"))?,
-            sharpness: vb.get_with_hints(top, "sharpness", Init::Const(0.))?,
-            gain: vb.get_with_hints(1, "gain", Init::Const(config.gain))?,
+            sharpness: vb.get_with_hints((windows, pooled + top), "sharpness", Init::Const(0.))?,
+            gain: vb.get_with_hints(windows, "gain", Init::Const(config.gain / windows as f64))?,
             config: config.clone(),
         })
     }
@@ -250,13 +254,15 @@ impl UNet1d {
             xs = stage.block.forward(&Tensor::cat(&[&ys, &skip], 1)?, &padding, level)?;
         }
         let xs = silu(&padding.norm(&self.norm, &xs, 0)?)?;
-        let weights = self.sharpness.reshape((1, (), 1))?;
-        let gain = padding.mean(&xs)?.broadcast_mul(&weights)?.sum_keepdim(1)?.broadcast_add(&self.gain)?; // (B, 1, 1)
-        let logits = (self.head.forward(&xs)? + prior.broadcast_mul(&gain)?)?.squeeze(1)?;
+        let video = Tensor::cat(&[padding.mean(&padding.clear(pooled, 0)?)?, padding.mean(&xs)?], 1)?; // (B, C, 1)
+        let sharpness = video.transpose(1, 2)?.broadcast_mul(&self.sharpness.unsqueeze(0)?)?.sum(2)?;
+        let gains = sharpness.broadcast_add(&self.gain)?.unsqueeze(2)?; // (B, windows, 1)
+        let prior = prior.broadcast_mul(&gains)?.sum(1)?;
+        let logits = (self.head.forward(&xs)?.squeeze(1)? + prior)?;
         padding.split(&logits)
     }
 
-    // Rows (B, Q, T) -> features over all queries (B, C, T), and the best z-score of each frame (B, 1, T).
+    // Rows (B, Q, T) -> features over all queries (B, C, T), and the best z-score within each window (B, windows, T).
     fn pool(&self, rows: &Tensor, padding: &Padding) -> Result<(Tensor, Tensor)> {
         let (b, q, t) = rows.dims3()?;
         let rows = features::rows(rows, padding)?; // (B * Q, ROWS, T)
@@ -264,7 +270,7 @@ impl UNet1d {
         let hidden = padding.clear_rows(silu(&self.stem[1].forward(&hidden)?)?)?;
         let each = Tensor::cat(&[&rows, &hidden], 1)?.reshape((b, q, ROWS + self.config.stem, t))?;
         let best = padding.max_over_queries(&each)?;
-        let prior = best.narrow(1, features::Z_SCORE, 1)?;
+        let prior = padding.max_within(&best.narrow(1, features::Z_SCORE, 1)?, &self.config.windows)?;
         let position = features::positions(padding, rows.dtype(), rows.device())?;
         Ok((Tensor::cat(&[&padding.mean_over_queries(&each)?, &best, &position], 1)?, prior))
     }

@@ -117,6 +117,25 @@ impl Padding {
         max_keepdim(&xs, 1)?.squeeze(1)
     }
 
+    /// The largest real value within `windows` positions to either side, ascending: (B, 1, T) -> (B, windows, T), padding cleared.
+    pub fn max_within(&self, xs: &Tensor, windows: &[usize]) -> Result<Tensor> {
+        let mut widest = match &self.levels {
+            Some(levels) => excluded(xs, &levels[0])?,
+            None => xs.clone(),
+        };
+        let (mut reach, mut all) = (0, Vec::with_capacity(windows.len()));
+        for &window in windows {
+            while reach < window {
+                // Three windows side by side leave no gap when they are moved by no more than their width.
+                let step = (window - reach).min(2 * reach + 1);
+                widest = max_of_three(&widest, step)?;
+                reach += step;
+            }
+            all.push(widest.clone());
+        }
+        self.clear(Tensor::cat(&all, 1)?, 0)
+    }
+
     /// The real part of each item: (B, T) -> (T_b,) each.
     pub fn split(&self, xs: &Tensor) -> Result<Vec<Tensor>> {
         self.frames.iter().enumerate().map(|(b, &frames)| xs.get(b)?.narrow(0, 0, frames)).collect()
@@ -137,6 +156,16 @@ fn mask(lengths: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     let longest = longest(lengths);
     let cells = lengths.iter().flat_map(|&n| (0..longest).map(move |i| f32::from(u8::from(i < n))));
     Tensor::from_vec(cells.collect::<Vec<_>>(), (lengths.len(), 1, longest), device)?.to_dtype(dtype)
+}
+
+/// The largest of each value and the two that lie `step` before and after it: (B, 1, T) -> (B, 1, T).
+fn max_of_three(xs: &Tensor, step: usize) -> Result<Tensor> {
+    let (b, c, t) = xs.dims3()?;
+    let low = Tensor::full(-1e30f32, (b, c, step), xs.device())?.to_dtype(xs.dtype())?;
+    let padded = Tensor::cat(&[&low, xs, &low], 2)?;
+    let moved = [0, step, 2 * step].map(|start| padded.narrow(2, start, t));
+    let [before, at, after] = moved;
+    max_keepdim(&Tensor::stack(&[before?, at?, after?], 3)?, 3)?.squeeze(3)
 }
 
 /// Masked places so low that they are never a maximum; the others unchanged.
