@@ -9,14 +9,17 @@ use msjoe::checkpoint::random::{self, ClipSpec, QwenSpec};
 use msjoe::checkpoint::{Checkpoint, write_safetensors};
 use msjoe::data::world::{Spec, Split, World, vocabulary};
 use msjoe::models::clip::Clip;
+use msjoe::models::language::VideoLanguageModel;
 use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use msjoe::models::qwen2_5_vl::processor::Budget;
 use msjoe::models::unet1d::{self, UNet1d};
 use msjoe::optim::AdamWConfig;
+use msjoe::pipeline::ShowKeyFrames;
 use msjoe::rl::advantage::Baseline;
 use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig, SamplerConfig, Worth};
 use msjoe::rl::evolve::{Data, Evaluation, Event, Evolution, Models, Settings};
-use msjoe::rl::gallery::Gallery;
+use msjoe::rl::gallery::{Gallery, Showing};
 use msjoe::rl::learner::Learner;
 use msjoe::rl::plan::{Choosing, Plan, Shown};
 use msjoe::rl::reward::{Peak, RewardConfig};
@@ -273,6 +276,33 @@ fn a_frame_goes_through_the_vision_tower_once() {
     let (encoded, shown) = roll();
     assert!(encoded < shown, "{encoded} of {shown} slices were encoded");
     assert_eq!(roll(), (encoded, 2 * shown), "the second rollout shows the same frames and encodes none");
+}
+
+#[test]
+fn features_of_a_frame_do_not_depend_on_what_is_encoded_beside_it() {
+    let (dir, config) = setting();
+    let chat = learner(dir.path(), &config).chat;
+    let tasks = tasks();
+    let showing = |task: &Task, frames: Vec<usize>, show| {
+        let (width, height) = task.footage.dimensions;
+        let size = chat.plan(width, height, &Budget::Slice { tokens: 32 }).unwrap();
+        Showing { footage: task.footage.clone(), frames, size, show }
+    };
+    for show in [ShowKeyFrames::Images, ShowKeyFrames::Video] {
+        let features = |showings: &[Showing]| {
+            let shown = Gallery::new(1 << 24).show(&chat, showings).unwrap();
+            let of_one = |(_, features): &(_, Vec<Tensor>)| {
+                Tensor::cat(features, 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            shown.iter().map(of_one).collect::<Vec<_>>()
+        };
+        let one = showing(&tasks[0], vec![5, 6], show);
+        let alone = features(std::slice::from_ref(&one));
+        let before = showing(&tasks[0], vec![0, 1, 2, 3, 4], show);
+        // The first is of another video and, by its name, comes after; so many that several batches are needed.
+        let many = showing(&tasks[tasks.len() - 1], (0..8).collect(), show);
+        assert_eq!(features(&[many, before, one])[2], alone[0], "{show:?}");
+    }
 }
 
 #[test]

@@ -7,14 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::footage::Footage;
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::{Media, Timing};
-use crate::models::qwen2_5_vl::processor::Size;
+use crate::models::qwen2_5_vl::processor::{Patches, Size};
 use crate::pipeline::ShowKeyFrames;
 
 /// One temporal slice: its frames in order (the same one twice for an image), at a size.
@@ -69,6 +69,29 @@ impl Showing {
             }
         }
     }
+}
+
+/// Patches that go through the vision tower together: more small slices at once than one, and large ones each for itself.
+const TOGETHER: usize = 512;
+
+fn at_once([_, h, w]: [usize; 3]) -> usize {
+    (TOGETHER / (h * w).max(1)).max(1)
+}
+
+/// Features of slices of one size, as many as go together or fewer. Always the same number goes through the tower, the last
+/// slice repeated: a product of the same shape sums in the same order, so that the features of a slice do not depend on
+/// what is encoded beside it, and a resumed run repeats an uninterrupted one bit for bit.
+fn encoded(chat: &Qwen2_5VlChat, slices: &[Patches]) -> Result<Vec<Tensor>> {
+    let Some(last) = slices.last() else { return Ok(vec![]) };
+    let count = at_once(last.grid);
+    let all = slices.iter().chain(std::iter::repeat_n(last, count - slices.len()));
+    let rows: Vec<f32> = all.flat_map(|patches| patches.rows.iter().copied()).collect();
+    let pixels = Tensor::from_vec(rows, (count * last.rows.len() / last.width, last.width), &Device::Cpu)?;
+    let features = chat.model.vision(&pixels, &vec![last.grid; count])?;
+    let tokens = features.dim(0)? / count;
+    // Of its own memory, so that forgetting a slice frees it.
+    let own = |i| features.narrow(0, i * tokens, tokens)?.copy();
+    (0..slices.len()).map(own).collect::<candle_core::Result<_>>().map_err(Error::from)
 }
 
 /// Features by slice, the oldest dropped first when they outgrow their memory.
@@ -141,20 +164,24 @@ impl Gallery {
                 images.insert((video, frame, width, height), image);
             }
         }
-        // Each slice for itself: its features must not depend on what is encoded beside it, or a resumed run would not
-        // repeat an uninterrupted one bit for bit.
-        let slices: Vec<&Slice> = missing.keys().collect();
-        let features: Vec<Tensor> = (slices.par_iter())
-            .map(|slice| {
-                let frame = |i: usize| {
-                    images.get(&(slice.video.as_ref(), slice.frames[i], slice.width, slice.height))
-                };
-                match (frame(0), frame(1)) {
-                    (Some(a), Some(b)) => chat.features(chat.processor.patches(&[a.clone(), b.clone()])?),
-                    _ => Err(Error::Input(format!("gallery: frames {:?} were not decoded", slice.frames))),
-                }
-            })
+        let mut slices: Vec<&Slice> = missing.keys().collect();
+        slices.sort_by_key(|slice| (slice.width, slice.height));
+        let patches = |slice: &&Slice| {
+            let frame =
+                |i: usize| images.get(&(slice.video.as_ref(), slice.frames[i], slice.width, slice.height));
+            match (frame(0), frame(1)) {
+                (Some(a), Some(b)) => chat.processor.patches(&[a.clone(), b.clone()]),
+                _ => Err(Error::Input(format!("gallery: frames {:?} were not decoded", slice.frames))),
+            }
+        };
+        let patches: Vec<Patches> = slices.par_iter().map(patches).collect::<Result<_>>()?;
+        let features: Vec<Vec<Tensor>> = (patches.chunk_by(|a, b| a.grid == b.grid))
+            .flat_map(|alike| alike.chunks(at_once(alike[0].grid)))
+            .collect::<Vec<_>>()
+            .into_par_iter()
+            .map(|alike| encoded(chat, alike))
             .collect::<Result<_>>()?;
+        let features = features.into_iter().flatten();
         for (slice, features) in slices.iter().zip(features) {
             self.bytes += features.elem_count() * features.dtype().size_in_bytes();
             self.features.insert((*slice).clone(), features);
