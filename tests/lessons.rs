@@ -2,9 +2,10 @@
 
 use candle_core::Device;
 use msjoe::checkpoint::random::{self, QwenSpec};
-use msjoe::data::world::{Length, Span, Spec, Split, World, vocabulary};
+use msjoe::data::world::{Family, Length, Span, Spec, Split, World, vocabulary};
 use msjoe::optim::AdamWConfig;
 use msjoe::supervised::lessons::{DESCRIBE, Lesson, conversation};
+use msjoe::supervised::reasoning::reasoning;
 use msjoe::supervised::turns::{Conversation, Learn, TurnTrainer};
 
 fn clips() -> World {
@@ -73,4 +74,44 @@ fn a_turn_is_learned_as_if_it_were_alone() {
         let reversed = Conversation { turns: all.turns.iter().rev().cloned().collect(), ..all.clone() };
         assert!((loss(&reversed).0 - together).abs() < 1e-5 * mean);
     }
+}
+
+#[test]
+fn reasoning_says_what_the_frames_show_and_the_answer_follows_from_it() {
+    let world = World::new(Spec::default(), 3).unwrap();
+    let mut checked = [0; 6];
+    for video in 0..60 {
+        let script = world.script(Split::Train, video);
+        let all: Vec<usize> = (0..script.seconds).collect();
+        for sample in world.samples(Split::Train, video) {
+            let said = reasoning(&script, &sample, &all);
+            let option = &sample.question.options()[sample.answer];
+            let follows = match sample.family {
+                Family::Needle | Family::Category => said.starts_with(option.as_str()) && !said.contains(','),
+                Family::Neighbour => said.contains(option.as_str()),
+                Family::Order => match option.as_str() {
+                    "both at once" => said.contains(" and "),
+                    "neither" => said == "neither",
+                    first => said.starts_with(first),
+                },
+                Family::Count => ["one", "two", "three", "four"][said.split(',').count() - 1] == option,
+                Family::Global => {
+                    let count = |place: &str| said.split(' ').filter(|word| *word == place).count();
+                    sample.question.options().iter().all(|other| count(option) >= count(other))
+                }
+            };
+            assert!(follows, "{}: {said:?}, but {option}", sample.question.text());
+            checked[sample.family as usize] += 1;
+            // Frames that miss the evidence: it says so, and does not tell what is hidden.
+            let blind: Vec<usize> = all
+                .iter()
+                .copied()
+                .filter(|s| !sample.evidence.iter().any(|range| range.contains(s)))
+                .collect();
+            if !sample.evidence.is_empty() {
+                assert_eq!(reasoning(&script, &sample, &blind), "neither", "{}", sample.question.text());
+            }
+        }
+    }
+    assert!(checked.iter().all(|count| *count >= 20), "{checked:?}");
 }

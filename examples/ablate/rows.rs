@@ -176,7 +176,7 @@ pub fn plan(row: &Row, key_frames: usize) -> Plan {
     Plan {
         key_frames,
         query_tokens: 48,
-        answer_tokens: 16,
+        answer_tokens: 48,
         asking: row.asking,
         choosing: row.choosing,
         ..Plan::default()

@@ -114,7 +114,7 @@ impl Work {
             return Ok(());
         }
         let config = EvolveConfig {
-            plan: Plan { query_tokens: 48, answer_tokens: 16, ..Plan::default() },
+            plan: Plan { query_tokens: 48, answer_tokens: 48, ..Plan::default() },
             ..EvolveConfig::default()
         };
         let policy = Policy { chat: &self.chat, clip: None, sampler: None };

@@ -30,7 +30,7 @@ pub fn measure(dir: &Path, worlds: &Worlds) -> Result<String> {
     let tasks = balanced(world_tasks(&worlds.long, Split::Validation, 0..60), 240);
     let policy = Policy { chat: &chat, clip: None, sampler: None };
     for (name, choosing) in [("evidence", Choosing::Evidence), ("uniform", Choosing::Uniform)] {
-        let plan = Plan { choosing, temperature: 0.0, answer_tokens: 12, ..Plan::default() };
+        let plan = Plan { choosing, temperature: 0.0, answer_tokens: 48, ..Plan::default() };
         let graded = evaluate(policy, &mut Gallery::new(1 << 28), &tasks, &plan, 0, &mut |_| true)?;
         let summary = summary(&graded);
         let families = summary.families.iter().map(|(name, share)| format!("{name} {share:.2}"));

@@ -62,8 +62,8 @@ const STAGES: [Stage; 3] = [
     Stage {
         name: "follow",
         learn: Learn::Text,
-        steps: 4000.0,
-        batch: 32,
+        steps: 2000.0,
+        batch: 24,
         shares: [0, 2, 20, 15, 60],
         course: Shape::Cosine,
         measure: 500,

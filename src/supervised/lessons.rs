@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::contrastive::Batch;
 use super::patches::PatchBatch;
+use super::reasoning::reasoning;
 use super::turns::Conversation;
 use crate::data::world::{Colour, Family, Noun, Phrase, Place, Sample, Script, Split, World};
 use crate::select::uniform;
@@ -150,7 +151,8 @@ fn watch(world: &World, script: &Script, (number, count): (u64, usize), rng: &mu
     samples.shuffle(rng);
     for sample in &samples {
         let option = &sample.question.options()[sample.answer];
-        turns.push((Dialogue::Brief.answer(&sample.question), answer::well_formed(option)));
+        let reply = answer::reasoned(&reasoning(script, sample, &frames), option);
+        turns.push((Dialogue::Brief.answer(&sample.question), reply));
     }
     if turns.is_empty() {
         turns.push((DESCRIBE.to_owned(), script.caption(frames[0])));

@@ -6,4 +6,5 @@
 pub mod contrastive;
 pub mod lessons;
 pub mod patches;
+pub mod reasoning;
 pub mod turns;

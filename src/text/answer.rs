@@ -33,6 +33,11 @@ pub fn well_formed(text: &str) -> String {
     format!("<answer>{text}</answer>")
 }
 
+/// A reply with the reasoning before the answer: the form of [`super::Dialogue::Brief`].
+pub fn reasoned(reasoning: &str, text: &str) -> String {
+    format!("<think>{reasoning}</think>{}", well_formed(text))
+}
+
 /// Reads a reply. An answer in tags is judged by the tags' content alone; otherwise the text after the reasoning is.
 pub fn parse(reply: &str, question: &Question) -> Answer {
     if let Some(text) = exact_form(reply, question) {

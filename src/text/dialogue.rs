@@ -14,8 +14,8 @@ pub enum Dialogue {
     /// The task and the form of the reply are explained; the answer is an option's letter.
     #[default]
     Instructed,
-    /// `look:` or `answer:` and the question with its options on one line; the answer is an option's text. For small
-    /// models that know the task and the form from training.
+    /// `look:` or `answer:` and the question with its options on one line; the answer is an option's text, after a brief
+    /// reasoning or without. For small models that know the task and the form from training.
     Brief,
 }
 
@@ -36,13 +36,21 @@ impl Dialogue {
         }
     }
 
-    /// Reads the reply of the answer turn. [`Self::Brief`] asks for `<answer>` with an option's own text.
+    /// Reads the reply of the answer turn. [`Self::Brief`] asks for `<answer>` with an option's own text, after nothing or
+    /// one `<think>`.
     pub fn read_answer(self, reply: &str, question: &Question) -> Answer {
         let read = answer::parse(reply, question);
         if self == Self::Instructed || question.is_open() {
             return read;
         }
-        let tagged = reply.trim().strip_prefix("<answer>").and_then(|rest| rest.strip_suffix("</answer>"));
+        let reply = reply.trim();
+        let stated = match reply.strip_prefix("<think>") {
+            Some(rest) => {
+                rest.split_once("</think>").filter(|(said, _)| !said.contains('<')).map(|rest| rest.1)
+            }
+            None => Some(reply),
+        };
+        let tagged = stated.and_then(|text| text.trim().strip_prefix("<answer>")?.strip_suffix("</answer>"));
         let choice = tagged.and_then(|text| {
             question.options().iter().position(|option| option.eq_ignore_ascii_case(text.trim()))
         });
