@@ -1,7 +1,7 @@
 //! Questions, and the parsers of the two turns' replies.
 
 use msjoe::text::query::{self, MAX_CHARS, MAX_WORDS};
-use msjoe::text::{Form, Queries, Question, answer};
+use msjoe::text::{Dialogue, Form, Queries, Question, answer};
 use proptest::prelude::*;
 
 fn open() -> Question {
@@ -382,4 +382,21 @@ fn the_answer_prompt_shows_question_and_form() {
     assert!(prompt.contains("A. red\nB. blue") && prompt.ends_with("<answer>letter</answer>"), "{prompt}");
     assert!(answer::prompt(&open()).ends_with("<answer>your answer</answer>"));
     assert_eq!(answer::parse(&answer::well_formed("B"), &colours()).choice, Some(1));
+}
+
+#[test]
+fn brief_answers_are_an_options_text_after_one_reasoning_or_none() {
+    let read = |reply: &str| {
+        let answer = Dialogue::Brief.read_answer(reply, &colours());
+        (answer.choice, answer.well_formed)
+    };
+    assert_eq!(read("<answer>blue</answer>"), (Some(1), true));
+    assert_eq!(read(&answer::reasoned("a red car on sand", "Dark Red")), (Some(2), true));
+    assert_eq!(read(" <think></think>\n<answer> a red car </answer>\n"), (Some(3), true));
+    // The option is told, the form is not kept.
+    assert_eq!(read("blue"), (Some(1), false));
+    assert_eq!(read("<think>it is <answer>red</answer></think><answer>blue</answer>"), (Some(1), false));
+    assert_eq!(read("it is this: <answer>blue</answer>"), (Some(1), false));
+    assert_eq!(read("<think>red</think><answer>green</answer>"), (None, false));
+    assert_eq!(read("<think>red").1, false);
 }

@@ -63,7 +63,7 @@ const STAGES: [Stage; 3] = [
         name: "follow",
         learn: Learn::Text,
         steps: 2000.0,
-        batch: 24,
+        batch: 20,
         shares: [0, 2, 20, 15, 60],
         course: Shape::Cosine,
         measure: 500,

@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use super::contrastive::Batch;
 use super::patches::PatchBatch;
-use super::reasoning::reasoning;
+use super::reasoning::{found, reasoning};
 use super::turns::Conversation;
-use crate::data::world::{Colour, Family, Noun, Phrase, Place, Sample, Script, Split, World};
+use crate::data::world::{Colour, Family, Noun, Phrase, Place, Sample, Script, Split, Thing, World};
 use crate::select::uniform;
 use crate::text::{Dialogue, answer, query};
 
@@ -20,6 +20,8 @@ use crate::text::{Dialogue, answer, query};
 const MAX_QUERIES: usize = 4;
 /// Share of the clips of which all captions are asked for.
 const CAPTIONED: f64 = 0.2;
+/// Things to find in each clip.
+const DRILLS: usize = 8;
 /// The user's text that asks for captions.
 pub const DESCRIBE: &str = "describe";
 
@@ -154,10 +156,26 @@ fn watch(world: &World, script: &Script, (number, count): (u64, usize), rng: &mu
         let reply = answer::reasoned(&reasoning(script, sample, &frames), option);
         turns.push((Dialogue::Brief.answer(&sample.question), reply));
     }
-    if turns.is_empty() {
-        turns.push((DESCRIBE.to_owned(), script.caption(frames[0])));
-    }
+    turns.extend((0..DRILLS).map(|_| drill(script, &frames, rng)));
     Conversation { images: frames.iter().map(|&second| script.frame(second)).collect(), turns }
+}
+
+/// Something to find in the frames, by its noun or by its colour too, and where it is; now and then something that is not
+/// there. Questions name one or two things of a video: this is what makes a model find any of them.
+fn drill(script: &Script, frames: &[usize], rng: &mut StdRng) -> (String, String) {
+    let second = frames.choose(rng).copied().unwrap_or_default();
+    let shown = script.scene_at(second).things.choose(rng);
+    let noun = match shown {
+        Some(thing) if rng.random_bool(0.85) => thing.noun,
+        _ => Noun::ALL.choose(rng).copied().unwrap_or(Noun::ALL[0]),
+    };
+    let colour = rng.random_bool(0.4).then(|| match shown {
+        Some(thing) if rng.random_bool(0.85) => thing.colour,
+        _ => Colour::ALL.choose(rng).copied().unwrap_or(Colour::ALL[0]),
+    });
+    let asked = |thing: &Thing| thing.noun == noun && colour.is_none_or(|colour| thing.colour == colour);
+    let colour = colour.map(|colour| format!("{} ", colour.name())).unwrap_or_default();
+    (format!("{DESCRIBE} {colour}{}", noun.name()), found(script, frames, asked))
 }
 
 fn ask(world: &World, script: &Script, number: u64, rng: &mut StdRng) -> Conversation {

@@ -15,22 +15,32 @@ pub fn reasoning(script: &Script, sample: &Sample, frames: &[usize]) -> String {
         return places.join(" ");
     }
     shown.dedup();
-    let scenes = || shown.iter().map(|&at| &script.scenes[at]);
+    let asked = |thing: &Thing| asked(sample, thing);
     let said: Vec<String> = match sample.family {
         Family::Neighbour => neighbour(script, sample, &shown),
         Family::Count => {
-            let places = scenes().filter(|scene| scene.things.iter().any(|thing| asked(sample, thing)));
+            let scenes = shown.iter().map(|&at| &script.scenes[at]);
+            let places = scenes.filter(|scene| scene.things.iter().any(asked));
             places.map(|scene| scene.place.name().to_owned()).collect()
         }
-        _ => {
-            let with = |scene: &Scene| {
-                let things: Vec<String> =
-                    scene.things.iter().filter(|thing| asked(sample, thing)).map(named).collect();
-                (!things.is_empty()).then(|| placed(&things.join(" and "), scene))
-            };
-            scenes().filter_map(with).collect()
-        }
+        _ => return found(script, frames, asked),
     };
+    listed(&said)
+}
+
+/// The things that `is_asked` picks in `frames` (seconds, ascending), scene by scene: `red car on sand, red car at night`.
+pub fn found(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> String {
+    let mut shown: Vec<usize> = frames.iter().map(|&second| script.scene_index(second)).collect();
+    shown.dedup();
+    let with = |at: &usize| {
+        let scene = &script.scenes[*at];
+        let things: Vec<String> = scene.things.iter().filter(|thing| is_asked(thing)).map(named).collect();
+        (!things.is_empty()).then(|| placed(&things.join(" and "), scene))
+    };
+    listed(&shown.iter().filter_map(with).collect::<Vec<_>>())
+}
+
+fn listed(said: &[String]) -> String {
     if said.is_empty() { NOTHING.to_owned() } else { said.join(", ") }
 }
 
@@ -62,7 +72,8 @@ fn asked(sample: &Sample, thing: &Thing) -> bool {
     sample.subjects.iter().any(subject)
 }
 
-fn named(thing: &Thing) -> String {
+/// `red hammer`.
+pub fn named(thing: &Thing) -> String {
     format!("{} {}", thing.colour.name(), thing.noun.name())
 }
 
