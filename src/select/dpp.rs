@@ -40,12 +40,7 @@ pub fn dpp(scores: &[f32], features: &Features, k: usize, settings: Dpp) -> Resu
 }
 
 /// As [`dpp`], in the order in which the frames were taken.
-pub(super) fn dpp_order(
-    scores: &[f32],
-    features: &Features,
-    k: usize,
-    settings: Dpp,
-) -> Result<Vec<usize>> {
+pub(super) fn dpp_order(scores: &[f32], features: &Features, k: usize, settings: Dpp) -> Result<Vec<usize>> {
     finite("dpp", scores)?;
     features.check("dpp", scores.len())?;
     let relevance = settings.relevance;

@@ -137,7 +137,9 @@ fn one_per_cluster(unit: &[f64], features: &Features, candidates: &[usize], coun
     let mut centres = vec![row(0).to_vec()];
     let mut nearest: Vec<f64> = (0..candidates.len()).map(|at| distance(row(at), &centres[0])).collect();
     while centres.len() < count {
-        let Some(next) = largest(&nearest, 0..nearest.len()).filter(|&next| nearest[next] > 0.) else { break };
+        let Some(next) = largest(&nearest, 0..nearest.len()).filter(|&next| nearest[next] > 0.) else {
+            break;
+        };
         centres.push(row(next).to_vec());
         for (at, near) in nearest.iter_mut().enumerate() {
             *near = near.min(distance(row(at), row(next)));

@@ -185,7 +185,11 @@ impl<'a> Search<'a> {
         wanted.into_iter().collect()
     }
 
-    fn look(&mut self, wanted: Vec<usize>, score: &mut dyn FnMut(&[usize]) -> Result<Vec<f32>>) -> Result<()> {
+    fn look(
+        &mut self,
+        wanted: Vec<usize>,
+        score: &mut dyn FnMut(&[usize]) -> Result<Vec<f32>>,
+    ) -> Result<()> {
         let wanted = ascending(wanted);
         if wanted.is_empty() {
             return Ok(());
@@ -214,13 +218,16 @@ impl<'a> Search<'a> {
     fn best_arms(&self, by: FinalArms) -> Vec<usize> {
         let log = (self.scores.len() as f64).ln();
         let bound = |arm: &Range<usize>| {
-            let scores: Vec<f64> = self.scores.range(arm.clone()).map(|(_, &score)| f64::from(score)).collect();
+            let scores: Vec<f64> =
+                self.scores.range(arm.clone()).map(|(_, &score)| f64::from(score)).collect();
             let n = scores.len() as f64;
             let mean = scores.iter().sum::<f64>() / n;
             let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / n;
             match by {
                 FinalArms::Mean => mean,
-                FinalArms::Bound => mean + (2. * log * variance.max(LEAST_VARIANCE) / n).sqrt() + 3. * log / n,
+                FinalArms::Bound => {
+                    mean + (2. * log * variance.max(LEAST_VARIANCE) / n).sqrt() + 3. * log / n
+                }
             }
         };
         falling(&self.arms.iter().map(bound).collect::<Vec<f64>>())
@@ -231,7 +238,8 @@ impl<'a> Search<'a> {
         let frames: Vec<usize> = self.scores.keys().copied().collect();
         let scores: Vec<f64> = self.scores.values().map(|&score| f64::from(score)).collect();
         let top = (self.settings.top * k.min(frames.len()) as f64).round() as usize;
-        let mut chosen: BTreeSet<usize> = falling(&scores).into_iter().take(top).map(|at| frames[at]).collect();
+        let mut chosen: BTreeSet<usize> =
+            falling(&scores).into_iter().take(top).map(|at| frames[at]).collect();
         let order = self.best_arms(self.settings.final_arms);
         let arms = self.share_of_arms().clamp(FINAL_ARMS.0, FINAL_ARMS.1).min(order.len());
         let left = k - chosen.len();

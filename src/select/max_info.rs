@@ -31,8 +31,9 @@ impl Default for MaxInfo {
 
 /// At most `k` frames, ascending, whose rows of the rank-8 decomposition of the features have maximal volume: first as many as
 /// there are directions, then each the one that the chosen make worst, until all are made within the tolerance. The number
-/// depends on the video: from `min(rank, k)` (fewer if the features have fewer directions, one if all frames are equal) to
-/// `k`. All frames when `k` is not below their number.
+/// depends on the video: from `min(rank, k)` (fewer if the features have fewer directions) to `k`, and mostly `k`, since a
+/// frame that repeats `m` chosen ones is made with weights of length `1 / sqrt(m)`. All frames when `k` is not below their
+/// number; one when there is nothing in any.
 ///
 /// `features` (T, D). O(T (D rank + k^2)).
 ///
@@ -81,12 +82,12 @@ fn square(columns: Vec<Vec<f64>>) -> (Vec<usize>, Vec<Vec<f64>>) {
     }
     for _ in 0..SWAPS {
         let tops = made.iter().enumerate().map(|(j, column)| {
-            let row = (0..column.len()).fold(0, |best, row| {
-                if column[row].abs() > column[best].abs() { row } else { best }
-            });
+            let row = (0..column.len())
+                .fold(0, |best, row| if column[row].abs() > column[best].abs() { row } else { best });
             (j, row, column[row].abs())
         });
-        let Some((j, row, _)) = tops.filter(|top| top.2 > SWAP_GAIN).max_by(|a, b| a.2.total_cmp(&b.2)) else {
+        let Some((j, row, _)) = tops.filter(|top| top.2 > SWAP_GAIN).max_by(|a, b| a.2.total_cmp(&b.2))
+        else {
             break;
         };
         swap(&mut made, j, row);

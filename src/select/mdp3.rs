@@ -92,7 +92,8 @@ fn extend(plans: &[Option<Plan>], segment: &Segment) -> Vec<Option<Plan>> {
     let mut chains: BTreeMap<Option<usize>, Chain> = BTreeMap::new();
     // From how many frames before, and how many of this segment, each number is reached best.
     let mut best: Vec<Option<(f64, usize, usize)>> = vec![None; k + 1];
-    for (have, plan) in plans.iter().enumerate().rev().filter_map(|(have, plan)| Some((have, plan.as_ref()?))) {
+    for (have, plan) in plans.iter().enumerate().rev().filter_map(|(have, plan)| Some((have, plan.as_ref()?)))
+    {
         let last = plan.frames.last().copied();
         let chain = chains.entry(last).or_insert_with(|| segment.chain(last, k));
         for (more, worth) in chain.worth.iter().enumerate().take(k - have + 1) {
@@ -154,7 +155,8 @@ impl<'a> Segment<'a> {
         if let Some(last) = last {
             // Quality and length of the earlier frame cancel out of what it takes from the others.
             let row = self.frames.clone().map(|frame| {
-                (self.fits[frame] - self.shift).exp() * kernel(self.features.distance(last, frame)) / SELF.sqrt()
+                (self.fits[frame] - self.shift).exp() * kernel(self.features.distance(last, frame))
+                    / SELF.sqrt()
             });
             volume.project(row.collect());
             total = 2. * self.fits[last] + SELF.ln();

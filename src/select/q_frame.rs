@@ -51,7 +51,8 @@ impl Levels {
         let mut levels = Self { full, half, quarter };
         let mut left = (16 * k).saturating_sub(16 * full + 4 * half + quarter);
         let raised = levels.quarter.min(left / 3);
-        (levels.quarter, levels.half, left) = (levels.quarter - raised, levels.half + raised, left - 3 * raised);
+        (levels.quarter, levels.half, left) =
+            (levels.quarter - raised, levels.half + raised, left - 3 * raised);
         let raised = levels.half.min(left / 12);
         (levels.half, levels.full) = (levels.half - raised, levels.full + raised);
         levels

@@ -52,7 +52,8 @@ pub fn qca(scores: &[f32], features: &Features, k: usize, settings: Qca) -> Resu
     let start = |s: usize| s * (n / segments) + s.min(n % segments);
     let parts: Vec<Range<usize>> = (0..segments).map(|s| start(s)..start(s + 1)).collect();
     let quotas = quotas(&weights(&scores, features, &parts), &parts, k);
-    let chosen = parts.into_iter().zip(quotas).flat_map(|(part, quota)| spread(&scores, features, part, quota));
+    let chosen =
+        parts.into_iter().zip(quotas).flat_map(|(part, quota)| spread(&scores, features, part, quota));
     Ok(ascending(chosen.collect()))
 }
 

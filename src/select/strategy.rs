@@ -287,7 +287,9 @@ fn draw_sizes(logits: &[f32], scores: &Scores, k: usize) -> Result<Selection> {
     let selection = Selection { log_prob, ..Selection::of(order, weights(&tempered)?) };
     Ok(match settings.resolution {
         Resolution::Full => selection,
-        Resolution::Adaptive => Selection { scales: sized.into_iter().map(|one| one.1).collect(), ..selection },
+        Resolution::Adaptive => {
+            Selection { scales: sized.into_iter().map(|one| one.1).collect(), ..selection }
+        }
     })
 }
 
