@@ -92,20 +92,17 @@ fn bin_max_vectors() {
 #[test]
 fn dpp_vectors() {
     let near = |i: usize, j: usize| (-(i as f64 - j as f64).powi(2) / 8.).exp();
-    let row = |i: usize, out: &mut [f64]| out.iter_mut().enumerate().for_each(|(j, out)| *out = near(i, j));
     let quality: Vec<f64> = (0..12).map(|i| 0.5 + 0.5 * f64::from((5 * i + 2) % 12) / 11.).collect();
-    assert_eq!(greedy_map(&quality, 5, row).unwrap(), [9, 4, 1, 11, 6]);
-    assert_eq!(greedy_map(&[1.; 12], 5, row).unwrap(), [0, 11, 6, 3, 9]);
-    // The scale of the qualities does not matter, repeated items add nothing, and zero quality is never taken.
+    assert_eq!(greedy_map(&quality, 5, near).unwrap(), [9, 4, 1, 11, 6]);
+    assert_eq!(greedy_map(&[1.; 12], 5, near).unwrap(), [0, 11, 6, 3, 9]);
+    // The scale of the qualities does not matter; repeated items and those without length or quality are never taken.
     let scaled: Vec<f64> = quality.iter().map(|q| q * 1e-200).collect();
-    assert_eq!(greedy_map(&scaled, 5, row).unwrap(), [9, 4, 1, 11, 6]);
-    assert_eq!(greedy_map(&[1., 2., 1.], 3, |_, out| out.fill(1.)).unwrap(), [1]);
-    assert_eq!(
-        greedy_map(&[1., 0.], 2, |i, out| out.copy_from_slice(&[1. - i as f64, i as f64])).unwrap(),
-        [0]
-    );
-    assert!(greedy_map(&[1., f64::NAN], 1, row).is_err() && greedy_map(&[-1., 1.], 1, row).is_err());
-    assert!(greedy_map(&[1., 1.], 2, |_, out| out.fill(f64::NAN)).is_err());
+    assert_eq!(greedy_map(&scaled, 5, near).unwrap(), [9, 4, 1, 11, 6]);
+    assert_eq!(greedy_map(&[1., 2., 1.], 3, |_, _| 1.).unwrap(), [1]);
+    let alone = |i: usize, j: usize| f64::from(u8::from(i == j && i != 1));
+    assert_eq!(greedy_map(&[1., 3., 2., 0.], 4, alone).unwrap(), [2, 0]);
+    assert!(greedy_map(&[1., f64::NAN], 1, near).is_err() && greedy_map(&[-1., 1.], 1, near).is_err());
+    assert!(greedy_map(&[1., 1.], 2, |_, _| f64::NAN).is_err());
 }
 
 // ---- what every method keeps ----
@@ -188,6 +185,42 @@ fn every_method_gives_k_frames_in_order() {
                 }
             }
         }
+    }
+}
+
+/// The scale of the scores does not matter, where the method brings them to [0, 1] (powers of two: no rounding).
+#[test]
+fn methods_on_a_unit_scale_know_no_other() {
+    let mut rng = StdRng::seed_from_u64(11);
+    for _ in 0..20 {
+        let similarity: Vec<f32> = (0..200).map(|_| f32::from(rng.random_range(0u8..=255)) / 256.).collect();
+        let features = walk(&mut rng, 200, 10);
+        let scores = scores_of(similarity.clone(), features.clone(), 0);
+        let moved = scores_of(similarity.iter().map(|s| 0.25 * s - 0.5).collect(), features, 0);
+        use Strategy::{Aks, BinMax, Bolt, Dpp, F2c, Qca, TopK};
+        for strategy in [TopK, Bolt, Aks, BinMax, Dpp, Qca, F2c] {
+            for k in [3, 16, 40] {
+                assert_eq!(
+                    check(strategy, &scores, k).frames,
+                    check(strategy, &moved, k).frames,
+                    "{strategy}"
+                );
+            }
+        }
+    }
+}
+
+/// As in the indices that AKS publishes for Video-MME: two frames in each of 32 equal parts, the best ones.
+#[test]
+fn aks_by_default_is_two_in_each_of_thirty_two_parts() {
+    let mut rng = StdRng::seed_from_u64(12);
+    let scores = random(&mut rng, 3200);
+    let frames = aks(&scores, 64, Aks::default()).unwrap();
+    for (part, pair) in frames.chunks(2).enumerate() {
+        let here = &scores[part * 100..][..100];
+        let best: Vec<usize> =
+            msjoe::select::top_k(here, 2).unwrap().iter().map(|at| part * 100 + at).collect();
+        assert_eq!(pair, best);
     }
 }
 
@@ -367,11 +400,10 @@ fn log_det(mut m: Vec<Vec<f64>>) -> f64 {
         let p = (c..m.len()).max_by(|&a, &b| m[a][c].abs().total_cmp(&m[b][c].abs())).unwrap();
         m.swap(c, p);
         sum += m[c][c].abs().ln();
-        for r in c + 1..m.len() {
-            let f = m[r][c] / m[c][c];
-            for j in c..m.len() {
-                m[r][j] -= f * m[c][j];
-            }
+        let pivot = m[c].clone();
+        for row in &mut m[c + 1..] {
+            let f = row[c] / pivot[c];
+            row.iter_mut().zip(&pivot).for_each(|(x, p)| *x -= f * p);
         }
     }
     sum
@@ -697,24 +729,31 @@ fn anchors_that_show_the_same_are_thinned() {
 
 // ---- time ----
 
-/// Ten thousand frames, 64 of them: milliseconds by strategy. Printed; the limits hold for an optimised build on an idle core.
+/// Seconds that this thread has computed (wall-clock time where the system does not say).
+fn seconds() -> f64 {
+    static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    let wall = START.elapsed().as_secs_f64();
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let used = stat.split(' ').next().and_then(|used| used.parse::<f64>().ok());
+    used.map_or(wall, |nanoseconds| nanoseconds * 1e-9)
+}
+
+/// 64 of ten thousand frames: printed, and held to 50 ms, and 1 s where features are compared.
 #[test]
 fn ten_thousand_frames_are_quick() {
     let mut rng = StdRng::seed_from_u64(8);
     let similarity: Vec<f32> = random(&mut rng, 10_000).iter().map(|s| 0.1 + 0.3 * s).collect();
     let scores = scores_of(similarity, walk(&mut rng, 10_000, 768), 1);
     for strategy in Strategy::ALL {
-        let mut best = f64::INFINITY;
-        for _ in 0..3 {
-            let start = std::time::Instant::now();
-            check(strategy, &scores, 64);
-            // The check runs it twice.
-            best = best.min(start.elapsed().as_secs_f64() / 2.);
+        let start = seconds();
+        for _ in 0..5 {
+            select(strategy, &scores, 64, Draw::TopK).unwrap();
         }
-        println!("{strategy:8} {:8.2} ms", best * 1e3);
+        let each = (seconds() - start) / 5.;
+        println!("{strategy:8} {:8.2} ms", each * 1e3);
         let heavy = matches!(strategy, Strategy::Mdp3 | Strategy::Dpp | Strategy::MaxInfo | Strategy::Qca);
-        // Twenty times the aim where the build is not optimised.
-        let slack = if cfg!(debug_assertions) { 20. } else { 1. };
-        assert!(best < slack * if heavy { 1. } else { 0.05 }, "{strategy}: {best} s");
+        // Without optimisation everything takes many times as long.
+        let slack = if cfg!(debug_assertions) { 30. } else { 1. };
+        assert!(each < slack * if heavy { 1. } else { 0.05 }, "{strategy}: {each} s");
     }
 }

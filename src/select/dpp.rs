@@ -4,8 +4,11 @@
 //! Differs from the published code: where no further frame adds volume (repeated frames), the choice is completed with the best
 //! frames left instead of staying short.
 
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
 use super::curve::{ascending, finite, unit};
-use super::features::{Features, dot};
+use super::features::Features;
 use super::fill::fill;
 use super::uniform::uniform;
 use crate::error::{Error, Result};
@@ -31,7 +34,7 @@ impl Default for Dpp {
 /// `k` frames of large quality and volume, ascending: greedily the largest determinant of `L_ij = q_i q_j cos(i, j)` with
 /// `q = exp(relevance * s)`; all frames when `k` is not below their number. Of equal gains the lower index wins.
 ///
-/// `scores` (T,) in any affine scale, `features` (T, D). O(T k (k + D)).
+/// `scores` (T,) in any affine scale, `features` (T, D). O(T k (k + D)) at most.
 ///
 /// # Errors
 /// A score that is not finite, features of another length, a relevance that is negative, not finite or above 100.
@@ -52,31 +55,28 @@ pub(super) fn dpp_order(scores: &[f32], features: &Features, k: usize, settings:
     }
     let unit = unit(scores).unwrap_or_else(|| vec![0.; scores.len()]);
     let quality: Vec<f64> = unit.iter().map(|score| (relevance * score).exp()).collect();
-    let chosen = greedy(&quality, k, SMALLEST_F32, |frame, row| {
-        let picked = features.row(frame);
-        row.iter_mut().zip(features.rows()).for_each(|(out, other)| *out = f64::from(dot(picked, other)));
-        row[frame] = f64::from(features.row(frame).iter().any(|x| *x != 0.));
-    })?;
+    let chosen = greedy(&quality, k, SMALLEST_F32, |a, b| features.cosine(a, b))?;
     Ok(fill(&chosen, &unit, k))
 }
 
-/// Up to `k` items that make the determinant of `L_ij = quality_i quality_j S_ij` large, in the order in which they are taken:
-/// each adds the most to it, of equal ones the first. Ends early when no item left adds more than rounding.
+/// Up to `k` items that make the determinant of `L_ij = quality_i quality_j kernel(i, j)` large, in the order in which they are
+/// taken: each adds the most to it, of equal ones the first. Ends early when no item left adds more than rounding.
 ///
-/// `quality` (N,), not negative. `row(j, out)` writes row `j` (N,) of the kernel `S`, which is symmetric, positive semi-definite
-/// and 1 on the diagonal (0 for an item that is never to be taken); it is called once per item taken.
+/// `quality` (N,), not negative; `kernel` is symmetric and positive semi-definite, with 0 for an item with itself that is never
+/// to be taken. What an item would add only falls as others are taken, so that it is computed anew only where it could be the
+/// largest: mostly far from the N k kernel values of the plain algorithm, which chooses the same.
 ///
 /// # Errors
 /// A quality that is negative or not finite, a kernel value that is not finite.
-pub fn greedy_map(quality: &[f64], k: usize, row: impl FnMut(usize, &mut [f64])) -> Result<Vec<usize>> {
-    greedy(quality, k, SMALLEST, row)
+pub fn greedy_map(quality: &[f64], k: usize, kernel: impl Fn(usize, usize) -> f64) -> Result<Vec<usize>> {
+    greedy(quality, k, SMALLEST, kernel)
 }
 
 fn greedy(
     quality: &[f64],
     k: usize,
     smallest: f64,
-    mut row: impl FnMut(usize, &mut [f64]),
+    kernel: impl Fn(usize, usize) -> f64,
 ) -> Result<Vec<usize>> {
     if let Some(at) = quality.iter().position(|q| !(*q >= 0. && q.is_finite())) {
         let q = quality[at];
@@ -84,93 +84,64 @@ fn greedy(
     }
     // The choice does not depend on the scale, and squares of these stay in range.
     let most = quality.iter().copied().fold(0., f64::max).max(f64::MIN_POSITIVE);
-    let quality: Vec<f64> = quality.iter().map(|q| q / most).collect();
-    let mut volume = Volume::new(quality.iter().map(|q| q * q).collect(), smallest);
-    let (mut chosen, mut kernel) = (vec![], vec![0.; quality.len()]);
-    while chosen.len() < k {
-        let Some(next) = volume.widest() else { break };
-        if volume.is_flat(next) {
-            volume.close(next);
+    let entry = |i: usize, j: usize| match kernel(i, j) * (quality[i] / most) * (quality[j] / most) {
+        value if value.is_finite() => Ok(value),
+        value => Err(Error::Input(format!("dpp: kernel value ({i}, {j}) is {value}"))),
+    };
+    let mut heap = BinaryHeap::new();
+    for item in 0..quality.len() {
+        let length = entry(item, item)?;
+        heap.push(Item { gain: length, item, floor: smallest * length, factor: vec![] });
+    }
+    // Those taken, each with the components of its direction along those before it and its own length.
+    let mut taken: Vec<(usize, Vec<f64>, f64)> = vec![];
+    while let Some(mut best) = heap.pop().filter(|_| taken.len() < k) {
+        if best.gain <= best.floor {
             continue;
         }
-        row(next, &mut kernel);
-        if let Some(at) = kernel.iter().position(|value| !value.is_finite()) {
-            let value = kernel[at];
-            return Err(Error::Input(format!("dpp: kernel value ({next}, {at}) is {value}")));
-        }
-        if kernel[next] <= 0. {
-            volume.close(next);
+        if best.factor.len() == taken.len() {
+            taken.push((best.item, best.factor, best.gain.sqrt()));
             continue;
         }
-        kernel.iter_mut().zip(&quality).for_each(|(value, q)| *value *= q * quality[next]);
-        volume.take(next, &kernel);
-        chosen.push(next);
+        for (other, factor, length) in &taken[best.factor.len()..] {
+            let known: f64 = factor.iter().zip(&best.factor).map(|(a, b)| a * b).sum();
+            let along = (entry(*other, best.item)? - known) / length;
+            best.gain -= along * along;
+            best.factor.push(along);
+        }
+        heap.push(best);
     }
-    Ok(chosen)
+    Ok(taken.into_iter().map(|one| one.0).collect())
 }
 
-/// The determinant of a growing set of items, by an incremental Cholesky factorisation.
-#[derive(Debug, Clone)]
-pub(super) struct Volume {
-    /// By how much each item would multiply the determinant; minus infinity for those that are in or closed.
-    residual: Vec<f64>,
-    /// Gains below these are rounding.
-    floor: Vec<f64>,
-    factors: Vec<Vec<f64>>,
+/// An item that may be taken.
+struct Item {
+    /// By how much it would multiply the determinant, when it was last computed: now that or less.
+    gain: f64,
+    item: usize,
+    /// A gain up to this is rounding.
+    floor: f64,
+    /// Its components along the directions of the items taken by then.
+    factor: Vec<f64>,
 }
 
-impl Volume {
-    /// Of the empty set, with the diagonal of the kernel; gains below `smallest` times an item's own length are rounding.
-    pub fn new(diagonal: Vec<f64>, smallest: f64) -> Self {
-        let floor = diagonal.iter().map(|length| smallest * length).collect();
-        Self { residual: diagonal, floor, factors: vec![] }
-    }
-
-    /// By how much the determinant would grow, at least the item's floor.
-    pub fn gain(&self, item: usize) -> f64 {
-        self.residual[item].max(self.floor[item])
-    }
-
-    /// Whether what the item would add is rounding.
-    pub fn is_flat(&self, item: usize) -> bool {
-        self.residual[item] <= self.floor[item]
-    }
-
-    /// The item with the largest gain, the first of equals; `None` when all are in or closed.
-    pub fn widest(&self) -> Option<usize> {
-        let mut best: Option<(usize, f64)> = None;
-        for (item, &residual) in self.residual.iter().enumerate() {
-            let gain = residual.max(self.floor[item]);
-            if residual > f64::NEG_INFINITY && best.is_none_or(|(_, most)| gain > most) {
-                best = Some((item, gain));
-            }
-        }
-        best.map(|(item, _)| item)
-    }
-
-    /// Takes an item out of consideration.
-    pub fn close(&mut self, item: usize) {
-        self.residual[item] = f64::NEG_INFINITY;
-    }
-
-    /// Adds something outside the items that each of them has the component `factor` (N,) along.
-    pub fn project(&mut self, factor: Vec<f64>) {
-        for (residual, value) in self.residual.iter_mut().zip(&factor) {
-            *residual -= value * value;
-        }
-        self.factors.push(factor);
-    }
-
-    /// Adds an item, with its row of the kernel.
-    pub fn take(&mut self, item: usize, row: &[f64]) {
-        let length = self.gain(item).max(f64::MIN_POSITIVE).sqrt();
-        let mut factor = row.to_vec();
-        for earlier in &self.factors {
-            let weight = earlier[item];
-            factor.iter_mut().zip(earlier).for_each(|(out, value)| *out -= weight * value);
-        }
-        factor.iter_mut().for_each(|value| *value /= length);
-        self.project(factor);
-        self.close(item);
+impl Ord for Item {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Of equals the lower index comes first.
+        self.gain.total_cmp(&other.gain).then(other.item.cmp(&self.item))
     }
 }
+
+impl PartialOrd for Item {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Item {}

@@ -10,7 +10,7 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use super::curve::{ascending, falling, finite, largest, unit};
-use super::features::Features;
+use super::features::{Features, dot};
 use super::fill::fill;
 use super::uniform::uniform;
 use crate::error::{Error, Result};
@@ -135,19 +135,24 @@ fn one_per_cluster(unit: &[f64], features: &Features, candidates: &[usize], coun
     }
     let row = |at: usize| features.row(candidates[at]);
     let mut centres = vec![row(0).to_vec()];
-    let mut nearest: Vec<f64> = (0..candidates.len()).map(|at| distance(row(at), &centres[0])).collect();
+    let apart = |a: usize, b: usize| features.distance(candidates[a], candidates[b]);
+    let mut nearest: Vec<f64> = (0..candidates.len()).map(|at| apart(at, 0)).collect();
     while centres.len() < count {
         let Some(next) = largest(&nearest, 0..nearest.len()).filter(|&next| nearest[next] > 0.) else {
             break;
         };
         centres.push(row(next).to_vec());
         for (at, near) in nearest.iter_mut().enumerate() {
-            *near = near.min(distance(row(at), row(next)));
+            *near = near.min(apart(at, next));
         }
     }
     let mut home = vec![usize::MAX; candidates.len()];
     for _ in 0..ROUNDS {
-        let closeness = |at: usize| -> Vec<f64> { centres.iter().map(|c| -distance(row(at), c)).collect() };
+        let lengths: Vec<f32> = centres.iter().map(|centre| dot(centre, centre)).collect();
+        let closeness = |at: usize| -> Vec<f64> {
+            let near = |(centre, length): (&Vec<f32>, &f32)| f64::from(2. * dot(row(at), centre) - length);
+            centres.iter().zip(&lengths).map(near).collect()
+        };
         let new: Vec<usize> = (0..candidates.len())
             .map(|at| largest(&closeness(at), 0..centres.len()).unwrap_or_default())
             .collect();
@@ -170,10 +175,6 @@ fn one_per_cluster(unit: &[f64], features: &Features, candidates: &[usize], coun
     let mut best: Vec<usize> = ascending(best.collect());
     best.sort_by(|&a, &b| unit[b].total_cmp(&unit[a]));
     best
-}
-
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    f64::from(a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum::<f32>())
 }
 
 /// A frame beside a clip.

@@ -15,7 +15,7 @@ impl Features {
     /// # Errors
     /// A width of 0, values that do not make whole rows, or one that is NaN or infinite.
     pub fn new(mut values: Vec<f32>, width: usize) -> Result<Self> {
-        if width == 0 || values.len() % width != 0 {
+        if width == 0 || !values.len().is_multiple_of(width) {
             let count = values.len();
             return Err(Error::Input(format!("features: {count} values do not make rows of {width}")));
         }

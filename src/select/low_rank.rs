@@ -114,7 +114,7 @@ fn eigen(mut matrix: Vec<Vec<f64>>) -> (Vec<f64>, Vec<Vec<f64>>) {
     ((0..n).map(|i| matrix[i][i]).collect(), vectors)
 }
 
-/// Makes the entries (p, q) and (q, p) zero.
+/// Makes the entries (p, q) and (q, p) zero; p is below q.
 fn rotate(matrix: &mut [Vec<f64>], vectors: &mut [Vec<f64>], p: usize, q: usize) {
     if matrix[p][q] == 0. {
         return;
@@ -128,8 +128,8 @@ fn rotate(matrix: &mut [Vec<f64>], vectors: &mut [Vec<f64>], p: usize, q: usize)
     };
     matrix.iter_mut().for_each(turn);
     vectors.iter_mut().for_each(turn);
-    for i in 0..matrix.len() {
-        let (a, b) = (matrix[p][i], matrix[q][i]);
-        (matrix[p][i], matrix[q][i]) = (cosine * a - sine * b, sine * a + cosine * b);
+    let (above, below) = matrix.split_at_mut(q);
+    for (a, b) in above[p].iter_mut().zip(&mut below[0]) {
+        (*a, *b) = (cosine * *a - sine * *b, sine * *a + cosine * *b);
     }
 }

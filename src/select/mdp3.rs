@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::curve::finite;
-use super::dpp::Volume;
 use super::features::Features;
 use super::uniform::uniform;
 use crate::error::{Error, Result};
@@ -89,13 +88,17 @@ struct Plan {
 
 fn extend(plans: &[Option<Plan>], segment: &Segment) -> Vec<Option<Plan>> {
     let k = plans.len() - 1;
+    let known = || plans.iter().enumerate().filter_map(|(have, plan)| Some((have, plan.as_ref()?)));
+    // The plan with the fewest frames before a segment may take the most of it.
     let mut chains: BTreeMap<Option<usize>, Chain> = BTreeMap::new();
+    for (have, plan) in known() {
+        let last = plan.frames.last().copied();
+        chains.entry(last).or_insert_with(|| segment.chain(last, k - have));
+    }
     // From how many frames before, and how many of this segment, each number is reached best.
     let mut best: Vec<Option<(f64, usize, usize)>> = vec![None; k + 1];
-    for (have, plan) in plans.iter().enumerate().rev().filter_map(|(have, plan)| Some((have, plan.as_ref()?)))
-    {
-        let last = plan.frames.last().copied();
-        let chain = chains.entry(last).or_insert_with(|| segment.chain(last, k));
+    for (have, plan) in known().rev() {
+        let Some(chain) = chains.get(&plan.frames.last().copied()) else { continue };
         for (more, worth) in chain.worth.iter().enumerate().take(k - have + 1) {
             let worth = plan.worth + worth;
             if best[have + more].is_none_or(|(most, ..)| worth > most) {
@@ -139,10 +142,9 @@ impl<'a> Segment<'a> {
         for i in 0..frames.len() {
             let (a, qa) = (frames.start + i, (fits[frames.start + i] - shift).exp());
             rows[i][i] = qa * qa * SELF;
-            for j in 0..i {
-                let b = frames.start + j;
-                rows[i][j] = qa * (fits[b] - shift).exp() * kernel(features.distance(a, b));
-                rows[j][i] = rows[i][j];
+            for (j, b) in (frames.start..a).enumerate() {
+                let value = qa * (fits[b] - shift).exp() * kernel(features.distance(a, b));
+                (rows[i][j], rows[j][i]) = (value, value);
             }
         }
         Self { frames, features, fits, shift, rows }
@@ -170,5 +172,61 @@ impl<'a> Segment<'a> {
             worth.push(total);
         }
         Chain { frames, worth }
+    }
+}
+
+/// The determinant of a growing set of items, by an incremental Cholesky factorisation.
+#[derive(Debug, Clone)]
+struct Volume {
+    /// By how much each item would multiply the determinant; minus infinity for those that are in.
+    residual: Vec<f64>,
+    /// Gains below these are rounding.
+    floor: Vec<f64>,
+    factors: Vec<Vec<f64>>,
+}
+
+impl Volume {
+    /// Of the empty set, with the diagonal of the kernel; gains below `smallest` times an item's own length are rounding.
+    fn new(diagonal: Vec<f64>, smallest: f64) -> Self {
+        let floor = diagonal.iter().map(|length| smallest * length).collect();
+        Self { residual: diagonal, floor, factors: vec![] }
+    }
+
+    /// By how much the determinant would grow, at least the item's floor.
+    fn gain(&self, item: usize) -> f64 {
+        self.residual[item].max(self.floor[item])
+    }
+
+    /// The item with the largest gain, the first of equals; `None` when all are in.
+    fn widest(&self) -> Option<usize> {
+        let mut best: Option<(usize, f64)> = None;
+        for (item, &residual) in self.residual.iter().enumerate() {
+            let gain = residual.max(self.floor[item]);
+            if residual > f64::NEG_INFINITY && best.is_none_or(|(_, most)| gain > most) {
+                best = Some((item, gain));
+            }
+        }
+        best.map(|(item, _)| item)
+    }
+
+    /// Adds something outside the items that each of them has the component `factor` (N,) along.
+    fn project(&mut self, factor: Vec<f64>) {
+        for (residual, value) in self.residual.iter_mut().zip(&factor) {
+            *residual -= value * value;
+        }
+        self.factors.push(factor);
+    }
+
+    /// Adds an item, with its row of the kernel.
+    fn take(&mut self, item: usize, row: &[f64]) {
+        let length = self.gain(item).max(f64::MIN_POSITIVE).sqrt();
+        let mut factor = row.to_vec();
+        for earlier in &self.factors {
+            let weight = earlier[item];
+            factor.iter_mut().zip(earlier).for_each(|(out, value)| *out -= weight * value);
+        }
+        factor.iter_mut().for_each(|value| *value /= length);
+        self.project(factor);
+        self.residual[item] = f64::NEG_INFINITY;
     }
 }

@@ -68,7 +68,7 @@ fn weights(scores: &[f64], features: &Features, parts: &[Range<usize>]) -> Vec<f
     let apart: Vec<f64> = means.iter().map(|mean| squared(mean.iter().zip(&whole))).collect();
     let spreads = parts.iter().zip(&means).map(|(part, mean)| {
         // Rows of length 1: the mean of their squared distances from the mean is what it lacks to length 1.
-        let lengths: f64 = part.clone().map(|frame| f64::from(features.cosine(frame, frame))).sum();
+        let lengths: f64 = part.clone().map(|frame| features.cosine(frame, frame)).sum();
         let total = lengths - part.len() as f64 * squared(mean.iter().map(|x| (x, &0.)));
         if part.len() > 1 { total.max(0.) / (part.len() - 1) as f64 } else { 0. }
     });
