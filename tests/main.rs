@@ -32,6 +32,7 @@ mod sampler;
 mod sampler_learning;
 mod samples;
 mod select;
+mod select_definitions;
 mod select_methods;
 mod statistics;
 mod text;

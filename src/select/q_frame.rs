@@ -45,6 +45,7 @@ impl Levels {
     /// whole frames allow; at most `t` frames. With fewer candidates than that, the tokens left over enlarge frames, up to all
     /// at full size when `k` is not below `t`.
     pub fn mixed(k: usize, t: usize) -> Self {
+        let k = k.min(t);
         let full = (k / 2).min(t);
         let half = k.min(t - full);
         let quarter = (16 * k - 16 * (k / 2) - 4 * k).min(t - full - half);
@@ -60,7 +61,7 @@ impl Levels {
 
     /// Frames in all.
     pub fn count(self) -> usize {
-        self.full + self.half + self.quarter
+        self.full.saturating_add(self.half).saturating_add(self.quarter)
     }
 
     /// Tokens in all, in units of a full frame.
@@ -72,7 +73,7 @@ impl Levels {
     pub fn scale(self, position: usize) -> f32 {
         match position {
             _ if position < self.full => 1.,
-            _ if position < self.full + self.half => 0.5,
+            _ if position < self.full.saturating_add(self.half) => 0.5,
             _ => 0.25,
         }
     }
