@@ -29,7 +29,7 @@ use crate::models::clip::Clip;
 use crate::models::language::{Reply, Show, Turn, VideoLanguageModel};
 use crate::models::qwen2_5_vl::mrope::Timing;
 use crate::models::unet1d::UNet1d;
-use crate::select::{Scores, Selection, Strategy, select};
+use crate::select::{Features, Selection, Strategy, select};
 use crate::similarity::similarity;
 use crate::text::{Queries, Question, query};
 use crate::video::Video;
@@ -162,9 +162,14 @@ impl Pipeline {
         steps: &mut Vec<StepReport>,
         observe: Observer,
     ) -> Result<Choice> {
-        let mut scores = Scores { frames: watched.seconds.len(), ..Scores::default() };
+        let mut scores = options.scores(watched.seconds.len());
         let (mut queries, mut query_reply) = (None, None);
-        if let (Some(clip), Some(features)) = (&self.clip, &watched.features) {
+        let (looks, asks) = (options.strategy.reads_features(), options.strategy.reads_queries());
+        if let Some(features) = watched.features.as_ref().filter(|_| looks) {
+            let embeds = &features.embeds;
+            scores.features = Some(Features::new(embeds.flatten_all()?.to_vec1()?, embeds.dim(1)?)?);
+        }
+        if let (Some(clip), Some(features), true) = (&self.clip, &watched.features, asks) {
             let start = Instant::now();
             let (asked, reply) = self.ask(watched, question, options, observe)?;
             if let Some(reply) = &reply {
@@ -229,6 +234,7 @@ impl Pipeline {
             Strategy::Uniform => return Ok(()),
             _ if self.clip.is_none() => "CLIP weights",
             Strategy::Msjoe if self.sampler.is_none() => "a sampler",
+            strategy if !strategy.reads_queries() => return Ok(()),
             _ if options.queries == QuerySource::Model && self.model.is_none() => {
                 "a language model for the queries"
             }

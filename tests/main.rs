@@ -33,6 +33,8 @@ mod sampler;
 mod sampler_learning;
 mod samples;
 mod select;
+mod select_definitions;
+mod select_methods;
 mod statistics;
 mod text;
 mod video;

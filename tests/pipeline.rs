@@ -16,7 +16,7 @@ use msjoe::models::qwen2_5_vl::processor::{Budget, Processor, Size};
 use msjoe::models::qwen2_5_vl::sampling::Sampling;
 use msjoe::models::unet1d::{Config, UNet1d};
 use msjoe::pipeline::{Event, FrameTiming, Options, Pipeline, QuerySource, ShowKeyFrames, Step, Weights};
-use msjoe::select::{Draw, Strategy};
+use msjoe::select::{Draw, Resolution, Settings, Strategy};
 use msjoe::text::{Form, Question};
 use msjoe::video::{H264Writer, Rational};
 use msjoe::{Error, Result};
@@ -184,6 +184,25 @@ fn strategies_and_query_sources() {
     assert_eq!(heard.len(), 4, "nobody was asked for queries");
     let slices = timed.key_frames.iter().step_by(2).map(|f| f.seconds).collect();
     assert_eq!(heard[3].timing, Some(Timing::Slices(slices)));
+}
+
+#[test]
+fn every_strategy_chooses_frames() {
+    let world = world(20);
+    let (pipeline, heard) = world.pipeline(&["<answer>A</answer>"; Strategy::ALL.len()]);
+    for strategy in Strategy::ALL {
+        let queries = QuerySource::Given(vec!["a bright frame".into()]);
+        let options = Options { strategy, queries, ..options(5) };
+        let outcome = pipeline.answer(&world.video, &question(), &options).unwrap();
+        let fewest = if strategy == Strategy::MaxInfo { 1 } else { 5 };
+        assert!((fewest..=5).contains(&outcome.images.len()), "{strategy}: {}", outcome.images.len());
+        assert_eq!(outcome.queries.is_some(), strategy.reads_queries(), "{strategy}");
+    }
+    assert_eq!(heard.lock().unwrap().len(), Strategy::ALL.len());
+    let selection = Settings { resolution: Resolution::Adaptive, ..Settings::default() };
+    let error = pipeline.answer(&world.video, &question(), &Options { selection, ..options(5) }).unwrap_err();
+    let expected = "selection: key frames are shown in one size, expected full resolution, got adaptive";
+    assert_eq!(error.to_string(), expected);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use msjoe::select::{
-    Draw, Scores, Strategy, draw, draw_log_prob, log_prob, select, spread, top_k, uniform, weights,
+    Draw, Features, Scores, Strategy, draw, draw_log_prob, log_prob, select, spread, top_k, uniform, weights,
 };
 use proptest::prelude::{Strategy as _, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use rand::rngs::StdRng;
@@ -315,6 +315,8 @@ fn scores() -> Scores {
         frames: 6,
         similarity: Some(vec![vec![0.1, 0.3, 0.2, 0.1, 0.1, 0.15], vec![0.2, 0.1, 0.1, 0.1, 0.35, 0.1]]),
         logits: Some(vec![0., 1., 5., 2., -1., 4.]),
+        features: Features::new((0..24).map(|i| (1.7 * i as f32).sin()).collect(), 4).ok(),
+        ..Scores::default()
     }
 }
 
@@ -399,7 +401,8 @@ fn strategies_have_names() {
     }
     assert_eq!("top-k".parse::<Strategy>().unwrap(), Strategy::TopK);
     let error = "topk".parse::<Strategy>().unwrap_err().to_string();
-    assert_eq!(error, "expected a strategy (msjoe, top-k, uniform), got \"topk\"");
+    let names = "msjoe, top-k, uniform, bolt, aks, q-frame, bin-max, mdp3, dpp, maxinfo, focus, qca, f2c";
+    assert_eq!(error, format!("expected a strategy ({names}), got \"topk\""));
 }
 
 #[test]

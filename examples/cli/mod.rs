@@ -36,13 +36,14 @@ pub struct Ask {
     /// Candidate frames per second of video
     #[arg(long, default_value_t = 1.0)]
     pub fps: f64,
-    /// How key frames are chosen: msjoe, top-k or uniform
+    /// How key frames are chosen: msjoe, top-k, uniform, bolt, aks, q-frame, bin-max, mdp3, dpp, maxinfo, focus, qca or f2c
     #[arg(long, default_value = "msjoe")]
     pub strategy: Strategy,
     /// A visual query of your own instead of the model's; repeat for more
     #[arg(long = "query")]
     pub queries: Vec<String>,
-    /// Draw the key frames at random with this seed; without it the K largest weights are taken
+    /// Draw the key frames at random with this seed; without it the K largest weights are taken. q-frame and focus draw
+    /// in any case, without it with seed 0
     #[arg(long)]
     pub seed: Option<u64>,
     /// Most visual tokens of all key frames together
@@ -119,7 +120,8 @@ impl Models {
     pub fn load(&self, options: &Options, answers: bool, stop: &Stop) -> Result<Pipeline> {
         let hub = Hub::from_env()?;
         let needs_clip = options.strategy != Strategy::Uniform;
-        let needs_model = answers || (needs_clip && options.queries == QuerySource::Model);
+        let asks = options.strategy.reads_queries() && options.queries == QuerySource::Model;
+        let needs_model = answers || asks;
         let fetch = |spec: &str| -> Result<PathBuf> {
             let bar = bar("bytes");
             let resolved = hub::resolve(&hub, spec, &mut |progress| {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::sampling::Sampling;
-use crate::select::{Draw, Strategy};
+use crate::select::{Draw, Focus, Resolution, Scores, Settings, Strategy};
 
 /// Where the visual queries come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +42,10 @@ pub struct Options {
     pub key_frames: usize,
     /// Candidate frames per second of video.
     pub fps: f64,
-    /// How the `msjoe` strategy takes frames from the distribution.
+    /// How the `msjoe` strategy takes frames from the distribution; a seed here is that of `q-frame` and `focus` too.
     pub draw: Draw,
+    /// Settings of the other strategies, at [`Resolution::Full`]: all key frames are shown in one size.
+    pub selection: Settings,
     /// Where the queries come from.
     pub queries: QuerySource,
     /// Most visual queries.
@@ -78,6 +80,7 @@ impl Default for Options {
             key_frames: 32,
             fps: 1.0,
             draw: Draw::TopK,
+            selection: Settings::default(),
             queries: QuerySource::Model,
             max_queries: 4,
             previews: None,
@@ -98,10 +101,17 @@ impl Options {
     /// Previews to show.
     pub(super) fn preview_count(&self) -> usize {
         match &self.queries {
-            _ if self.strategy == Strategy::Uniform => 0,
+            _ if !self.strategy.reads_queries() => 0,
             QuerySource::Question | QuerySource::Given(_) => 0,
             QuerySource::Model => self.previews.unwrap_or(self.key_frames / 2),
         }
+    }
+
+    /// What the selection goes by, before anything is known about the `frames` candidates.
+    pub(super) fn scores(&self, frames: usize) -> Scores {
+        let focus = Focus { fps: self.fps, ..self.selection.focus };
+        let seed = if let Draw::Gumbel { seed } = self.draw { seed } else { 0 };
+        Scores { frames, seed, settings: Settings { focus, ..self.selection }, ..Scores::default() }
     }
 
     /// Checks the ranges.
@@ -121,6 +131,10 @@ impl Options {
         }
         if !(self.fps > 0.0 && self.fps.is_finite()) {
             return Err(Error::Input(format!("fps: expected a finite rate above 0, got {}", self.fps)));
+        }
+        if self.selection.resolution != Resolution::Full {
+            let text = "selection: key frames are shown in one size, expected full resolution, got adaptive";
+            return Err(Error::Input(text.to_owned()));
         }
         self.sampling.as_ref().map_or(Ok(()), Sampling::validate)
     }

@@ -104,7 +104,7 @@ pub struct Outcome {
     pub answer: Option<Answer>,
     /// The answer turn as it came.
     pub reply: Option<Reply>,
-    /// The visual queries; `None` for the uniform strategy, which has none.
+    /// The visual queries; `None` for strategies that read none (`uniform`, `maxinfo`).
     pub queries: Option<Queries>,
     /// The query turn as it came; `None` where the model was not asked.
     pub query_reply: Option<Reply>,
@@ -116,7 +116,7 @@ pub struct Outcome {
     /// Presentation time of every candidate (T).
     #[serde(skip)]
     pub candidates: Vec<f64>,
-    /// Cosine similarity of queries and candidates (Q, T); empty for the uniform strategy.
+    /// Cosine similarity of queries and candidates (Q, T); empty for strategies that read no queries.
     #[serde(skip)]
     pub similarity: Vec<Vec<f32>>,
     /// Distribution over the candidates (T).

@@ -251,6 +251,7 @@ impl Rollout<'_> {
                 frames: task.footage.len(),
                 similarity: Some(similarities[at].to_dtype(DType::F32)?.to_vec2()?),
                 logits: logits.get(at).cloned(),
+                ..Scores::default()
             };
             let selection = self.select(task, generation, &scores)?;
             looked.push(Looked {

@@ -1,12 +1,26 @@
 //! The strategies behind one interface.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::aks::aks;
+use super::bin_max::bin_max;
+use super::bolt::{bolt, mass};
+use super::curve::{ascending, unit};
+use super::dpp::dpp_order;
 use super::draw::{check, draw, draw_log_prob, spread, weights};
+use super::f2c::{F2c, f2c};
+use super::features::Features;
+use super::focus::focus;
+use super::max_info::max_info;
+use super::mdp3::mdp3;
+use super::q_frame::{Levels, q_frame, tempered};
+use super::qca::qca;
+use super::settings::{Resolution, Settings};
 use super::top_k::descending;
 use super::uniform::uniform;
 use crate::error::{Error, Result};
@@ -23,11 +37,45 @@ pub enum Strategy {
     TopK,
     /// Evenly over the video, blind to the question (`uniform`).
     Uniform,
+    /// At even steps of the mass under the score curve (`bolt`); see [`super::bolt`].
+    Bolt,
+    /// The best frames of an adaptively halved video (`aks`); see [`super::aks`].
+    Aks,
+    /// Drawn with Gumbel noise, in up to three sizes (`q-frame`); see [`super::q_frame`].
+    QFrame,
+    /// The best frame of every even stretch (`bin-max`); see [`super::bin_max`].
+    BinMax,
+    /// Determinantal point processes in segments, joined by dynamic programming (`mdp3`); see [`super::mdp3`].
+    Mdp3,
+    /// Greedily by one determinantal point process (`dpp`); see [`super::dpp`].
+    Dpp,
+    /// Frames that span the video's main directions, blind to the question (`maxinfo`); see [`super::max_info`].
+    MaxInfo,
+    /// By a bandit that scores only some frames (`focus`); see [`super::focus`].
+    Focus,
+    /// Segments by variety and fit, spread inside (`qca`); see [`super::qca`].
+    Qca,
+    /// Clips around the frames that stand out (`f2c`); see [`super::f2c`].
+    F2c,
 }
 
 impl Strategy {
     /// Every strategy.
-    pub const ALL: [Self; 3] = [Self::Msjoe, Self::TopK, Self::Uniform];
+    pub const ALL: [Self; 13] = [
+        Self::Msjoe,
+        Self::TopK,
+        Self::Uniform,
+        Self::Bolt,
+        Self::Aks,
+        Self::QFrame,
+        Self::BinMax,
+        Self::Mdp3,
+        Self::Dpp,
+        Self::MaxInfo,
+        Self::Focus,
+        Self::Qca,
+        Self::F2c,
+    ];
 
     /// The name on the command line and in results.
     pub fn name(self) -> &'static str {
@@ -35,7 +83,27 @@ impl Strategy {
             Self::Msjoe => "msjoe",
             Self::TopK => "top-k",
             Self::Uniform => "uniform",
+            Self::Bolt => "bolt",
+            Self::Aks => "aks",
+            Self::QFrame => "q-frame",
+            Self::BinMax => "bin-max",
+            Self::Mdp3 => "mdp3",
+            Self::Dpp => "dpp",
+            Self::MaxInfo => "maxinfo",
+            Self::Focus => "focus",
+            Self::Qca => "qca",
+            Self::F2c => "f2c",
         }
+    }
+
+    /// Whether the choice goes by what the question or the queries look for.
+    pub fn reads_queries(self) -> bool {
+        !matches!(self, Self::Uniform | Self::MaxInfo)
+    }
+
+    /// Whether the choice goes by how frames resemble each other, [`Scores::features`].
+    pub fn reads_features(self) -> bool {
+        matches!(self, Self::Mdp3 | Self::Dpp | Self::MaxInfo | Self::Qca | Self::F2c)
     }
 }
 
@@ -74,32 +142,62 @@ pub enum Draw {
 pub struct Scores {
     /// T, the number of candidate frames.
     pub frames: usize,
-    /// Cosine similarities, one row of T per query; read by `top-k`.
+    /// Cosine similarities, one row of T per query; read by all but `msjoe`, `uniform` and `maxinfo`. Each frame counts with
+    /// its best query.
     pub similarity: Option<Vec<Vec<f32>>>,
     /// The sampler's logits (T,), before softmax; read by `msjoe`.
     pub logits: Option<Vec<f32>>,
+    /// Embeddings of the frames (T, D); read by `mdp3`, `dpp`, `maxinfo`, `qca`, and by `f2c` where they are given.
+    pub features: Option<Features>,
+    /// Of the methods that are random by nature, `q-frame` and `focus`.
+    pub seed: u64,
+    /// Settings of the methods; the defaults are the published ones.
+    pub settings: Settings,
 }
 
 /// The chosen key frames.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
-    /// The K frames, ascending.
+    /// The K frames, ascending. `maxinfo` may give fewer, and with [`Resolution::Adaptive`] `q-frame` and `f2c` give more
+    /// and smaller ones.
     pub frames: Vec<usize>,
     /// The distribution over all T candidates that the choice went by, summing to 1. `msjoe`: softmax of the logits;
-    /// `top-k`: softmax of 100 times (CLIP's scale) each frame's best similarity; `uniform`: 1 / T.
+    /// `uniform` and `maxinfo`: 1 / T; `bolt`: its curve; `q-frame`: what it draws from; the others, as `top-k`: softmax
+    /// of 100 times (CLIP's scale) each frame's best similarity.
     pub weights: Vec<f32>,
-    /// The K frames in the order in which they were taken: as drawn, by falling score, or ascending for `uniform`
-    /// and [`Draw::Spread`].
+    /// The frames in the order in which they were taken: as drawn, by falling score (`top-k`), by falling gain (`dpp`), or
+    /// ascending (also for [`Draw::Spread`]).
     pub draw_order: Vec<usize>,
-    /// Log-probability of `draw_order`; only for a random draw.
+    /// Log-probability of `draw_order`; only for a random draw (`msjoe`, `q-frame`).
     pub log_prob: Option<f64>,
+    /// Side length of each of `frames` as a part of the full one, in (0, 1]; empty where all are at full size.
+    pub scales: Vec<f32>,
+    /// The frames as clips, ranges of candidates that follow each other (`f2c`); empty where frames stand alone.
+    pub clips: Vec<Range<usize>>,
 }
 
-/// Chooses `k` key frames. `draw` matters to [`Strategy::Msjoe`] only; the others are deterministic.
+impl Selection {
+    /// Single frames at full size, of which `draw_order` has each once.
+    pub(super) fn of(draw_order: Vec<usize>, weights: Vec<f32>) -> Self {
+        let frames = ascending(draw_order.clone());
+        Self { frames, weights, draw_order, log_prob: None, scales: vec![], clips: vec![] }
+    }
+
+    /// Visual tokens of the frames, in units of a full one.
+    pub fn tokens(&self) -> f64 {
+        match self.scales.as_slice() {
+            [] => self.frames.len() as f64,
+            scales => scales.iter().map(|&scale| f64::from(scale).powi(2)).sum(),
+        }
+    }
+}
+
+/// Chooses `k` key frames. `draw` matters to [`Strategy::Msjoe`] only; the others are deterministic, `q-frame` and `focus` for
+/// a [`Scores::seed`].
 ///
 /// # Errors
 /// No candidates, `k` of 0 or more than there are, scores that the strategy needs and that are missing, of another length
-/// or NaN, fewer than `k` frames with a finite logit.
+/// or NaN, fewer than `k` frames with a finite logit, settings out of range.
 pub fn select(strategy: Strategy, scores: &Scores, k: usize, draw: Draw) -> Result<Selection> {
     let t = scores.frames;
     if t == 0 {
@@ -111,27 +209,13 @@ pub fn select(strategy: Strategy, scores: &Scores, k: usize, draw: Draw) -> Resu
         )));
     }
     match strategy {
-        Strategy::Uniform => {
-            let frames = uniform(t, k);
-            Ok(Selection {
-                draw_order: frames.clone(),
-                frames,
-                weights: vec![1. / t as f32; t],
-                log_prob: None,
-            })
-        }
-        Strategy::TopK => {
-            let best = best_similarity(scores)?;
-            let draw_order = descending(&best, k)?;
-            let logits: Vec<f32> = best.iter().map(|cosine| LOGIT_SCALE * cosine).collect();
-            Ok(Selection {
-                frames: ascending(&draw_order),
-                weights: weights(&logits)?,
-                draw_order,
-                log_prob: None,
-            })
-        }
+        Strategy::Uniform => Ok(Selection::of(uniform(t, k), vec![1. / t as f32; t])),
         Strategy::Msjoe => from_logits(scores, k, draw),
+        Strategy::MaxInfo => {
+            let frames = max_info(features(strategy, scores)?, k, scores.settings.max_info)?;
+            Ok(Selection::of(frames, vec![1. / t as f32; t]))
+        }
+        _ => from_similarity(strategy, scores, k),
     }
 }
 
@@ -150,22 +234,102 @@ fn from_logits(scores: &Scores, k: usize, how: Draw) -> Result<Selection> {
             (picks, Some(log_prob))
         }
     };
-    Ok(Selection { frames: ascending(&draw_order), weights: weights(logits)?, draw_order, log_prob })
+    Ok(Selection { log_prob, ..Selection::of(draw_order, weights(logits)?) })
+}
+
+/// The methods that go by each frame's best similarity.
+fn from_similarity(strategy: Strategy, scores: &Scores, k: usize) -> Result<Selection> {
+    let best = best_similarity(strategy, scores)?;
+    let logits: Vec<f32> = best.iter().map(|cosine| LOGIT_SCALE * cosine).collect();
+    let (settings, best_weights) = (&scores.settings, weights(&logits)?);
+    let order = match strategy {
+        Strategy::Bolt => {
+            let frames = bolt(&best, k, settings.bolt)?;
+            return Ok(Selection::of(frames, mass_weights(&best, settings)));
+        }
+        Strategy::QFrame => return draw_sizes(&logits, scores, k),
+        Strategy::F2c => return grow_clips(&best, scores, k, best_weights),
+        Strategy::Aks => aks(&best, k, settings.aks)?,
+        Strategy::BinMax => bin_max(&best, k)?,
+        Strategy::Mdp3 => mdp3(&best, features(strategy, scores)?, k, settings.mdp3)?,
+        Strategy::Dpp => dpp_order(&best, features(strategy, scores)?, k, settings.dpp)?,
+        Strategy::Focus => {
+            let mut look = |frames: &[usize]| Ok(frames.iter().map(|&frame| best[frame]).collect());
+            focus(scores.frames, k, &settings.focus, scores.seed, &mut look)?.frames
+        }
+        Strategy::Qca => {
+            // In place of the probabilities of a match: cosines are all alike far from 0.
+            let matches = unit(&best).unwrap_or_else(|| vec![1.; best.len()]);
+            let matches: Vec<f32> = matches.into_iter().map(|score| score as f32).collect();
+            qca(&matches, features(strategy, scores)?, k, settings.qca)?
+        }
+        _ => descending(&best, k)?,
+    };
+    Ok(Selection::of(order, best_weights))
+}
+
+/// BOLT's curve as a distribution.
+fn mass_weights(best: &[f32], settings: &Settings) -> Vec<f32> {
+    let mass = mass(best, settings.bolt.power).unwrap_or_else(|| vec![1.; best.len()]);
+    let total: f64 = mass.iter().sum();
+    mass.into_iter().map(|mass| (mass / total) as f32).collect()
+}
+
+fn draw_sizes(logits: &[f32], scores: &Scores, k: usize) -> Result<Selection> {
+    let (settings, t) = (&scores.settings, scores.frames);
+    let levels = match settings.resolution {
+        Resolution::Full => Levels::full(k),
+        Resolution::Adaptive => Levels::mixed(k, t),
+    };
+    let order = q_frame(logits, levels, settings.q_frame, scores.seed)?;
+    let tempered = tempered(logits, settings.q_frame)?;
+    let log_prob = Some(draw_log_prob(&tempered, &order)?);
+    let mut sized: Vec<(usize, f32)> =
+        order.iter().enumerate().map(|(at, &frame)| (frame, levels.scale(at))).collect();
+    sized.sort_unstable_by_key(|one| one.0);
+    let selection = Selection { log_prob, ..Selection::of(order, weights(&tempered)?) };
+    Ok(match settings.resolution {
+        Resolution::Full => selection,
+        Resolution::Adaptive => {
+            Selection { scales: sized.into_iter().map(|one| one.1).collect(), ..selection }
+        }
+    })
+}
+
+fn grow_clips(best: &[f32], scores: &Scores, k: usize, weights: Vec<f32>) -> Result<Selection> {
+    let settings = match scores.settings.resolution {
+        Resolution::Full => F2c { shrink: 1., ..scores.settings.f2c },
+        Resolution::Adaptive => scores.settings.f2c,
+    };
+    let clips = f2c(best, scores.features.as_ref(), k, settings)?;
+    let frames = clips.frames();
+    let scales = match scores.settings.resolution {
+        Resolution::Full => vec![],
+        Resolution::Adaptive => vec![clips.scale; frames.len()],
+    };
+    Ok(Selection { scales, clips: clips.clips, ..Selection::of(frames, weights) })
+}
+
+fn features(strategy: Strategy, scores: &Scores) -> Result<&Features> {
+    let missing = || Error::Input(format!("{strategy}: needs features of the frames, got none"));
+    let features = scores.features.as_ref().ok_or_else(missing)?;
+    features.check(strategy.name(), scores.frames)?;
+    Ok(features)
 }
 
 /// Each frame's largest similarity over the queries.
-fn best_similarity(scores: &Scores) -> Result<Vec<f32>> {
+fn best_similarity(strategy: Strategy, scores: &Scores) -> Result<Vec<f32>> {
     let rows = scores.similarity.as_deref().unwrap_or_default();
     if rows.is_empty() {
-        return Err(Error::Input("top-k: needs similarities to at least one query, got none".to_owned()));
+        return Err(Error::Input(format!("{strategy}: needs similarities to at least one query, got none")));
     }
     let mut best = vec![f32::NEG_INFINITY; scores.frames];
     for (query, row) in rows.iter().enumerate() {
-        check_length(&format!("top-k: similarities of query {query}"), row.len(), scores.frames)?;
+        check_length(&format!("{strategy}: similarities of query {query}"), row.len(), scores.frames)?;
         for (frame, (best, &cosine)) in best.iter_mut().zip(row).enumerate() {
             if !cosine.is_finite() {
                 return Err(Error::Input(format!(
-                    "top-k: similarity of query {query} and frame {frame} is {cosine}"
+                    "{strategy}: similarity of query {query} and frame {frame} is {cosine}"
                 )));
             }
             *best = best.max(cosine);
@@ -179,10 +343,4 @@ fn check_length(what: &str, got: usize, frames: usize) -> Result<()> {
         return Err(Error::Input(format!("{what}: expected one per candidate frame ({frames}), got {got}")));
     }
     Ok(())
-}
-
-fn ascending(order: &[usize]) -> Vec<usize> {
-    let mut frames = order.to_vec();
-    frames.sort_unstable();
-    frames
 }
