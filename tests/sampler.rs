@@ -266,22 +266,20 @@ fn extreme_matrices_give_finite_logits_and_gradients() {
 }
 
 #[test]
-fn an_untrained_sampler_goes_by_the_best_z_scores_around_a_frame() {
+fn an_untrained_sampler_goes_by_the_best_matches_around_a_frame() {
     let rows = matrix(3, 400, 9);
-    let z_scores = rows.to_vec2::<f32>().unwrap().into_iter().map(|row| {
+    let nearness = rows.to_vec2::<f32>().unwrap().into_iter().map(|row| {
         let mean = row.iter().sum::<f32>() / 400.;
         let variance = row.iter().map(|s| (s - mean).powi(2)).sum::<f32>() / 400.;
-        row.iter().map(|s| (s - mean) / (variance + 1e-6).sqrt()).collect::<Vec<_>>()
+        let best = row.iter().copied().fold(f32::MIN, f32::max);
+        row.iter().map(|s| (1. - (best - s) / (variance + 1e-6).sqrt() / 1.5).max(0.)).collect::<Vec<_>>()
     });
-    let at = z_scores.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a.max(b)).collect()).unwrap();
+    let at = nearness.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a.max(b)).collect()).unwrap();
     let within = |frame: usize, window: usize| {
-        at[frame.saturating_sub(window)..(frame + window + 1).min(400)]
-            .iter()
-            .copied()
-            .fold(f32::MIN, f32::max)
+        at[frame.saturating_sub(window)..(frame + window + 1).min(400)].iter().copied().fold(0., f32::max)
     };
     let best: Vec<f32> =
-        (0..400).map(|frame| [0, 2, 4, 8].map(|window| within(frame, window) / 4.).iter().sum()).collect();
+        (0..400).map(|frame| [0, 2, 4, 8].map(|window| 2. * within(frame, window)).iter().sum()).collect();
     let logits = f32s(&untrained().forward(&rows).unwrap());
     let head: Vec<f32> = logits.iter().zip(&best).map(|(z, best)| z - best).collect();
     let mean = head.iter().sum::<f32>() / 400.;

@@ -190,12 +190,12 @@ fn unet() -> unet1d::Config {
         stem: 8,
         groups: 8,
         kernel: 3,
-        gain: 3.0,
+        gain: 8.0,
         windows: vec![0, 2, 4, 8],
     }
 }
 
 /// The same features frame by frame: one level, and no kernel that reaches a neighbour.
 fn mlp() -> unet1d::Config {
-    unet1d::Config { channels: vec![128], stem: 32, groups: 8, kernel: 1, gain: 3.0, windows: vec![0] }
+    unet1d::Config { channels: vec![128], stem: 32, groups: 8, kernel: 1, gain: 8.0, windows: vec![0] }
 }

@@ -96,7 +96,7 @@ impl Ask {
             strategy: self.strategy,
             key_frames: self.frames,
             fps: self.fps,
-            draw: self.seed.map_or(Draw::TopK, |seed| Draw::Gumbel { seed }),
+            draw: self.seed.map_or(Draw::Spread, |seed| Draw::Gumbel { seed }),
             queries: if self.queries.is_empty() {
                 QuerySource::Model
             } else {

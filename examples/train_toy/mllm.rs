@@ -62,7 +62,7 @@ const STAGES: [Stage; 3] = [
     Stage {
         name: "follow",
         learn: Learn::Text,
-        steps: 2000.0,
+        steps: 3500.0,
         batch: 20,
         shares: [0, 2, 20, 15, 60],
         course: Shape::Cosine,

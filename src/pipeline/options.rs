@@ -79,7 +79,7 @@ impl Default for Options {
             strategy: Strategy::Msjoe,
             key_frames: 32,
             fps: 1.0,
-            draw: Draw::TopK,
+            draw: Draw::Spread,
             selection: Settings::default(),
             queries: QuerySource::Model,
             max_queries: 4,

@@ -6,38 +6,35 @@ use crate::data::world::{Family, Sample, Scene, Script, Thing};
 const NOTHING: &str = "neither";
 
 /// What `frames` (seconds, ascending) show of what `sample` asks about, in the order of time and scene by scene: the thing
-/// and where it is, for a neighbour also what is next to it, for a count each place, and for the most shown place that of
-/// every frame. Only what is shown is said, so that the words can be learned from the frames.
+/// and where it is, for a neighbour also what is next to it, and for the most shown place that of every frame. Only what is
+/// shown is said, so that the words can be learned from the frames.
 pub fn reasoning(script: &Script, sample: &Sample, frames: &[usize]) -> String {
-    let mut shown: Vec<usize> = frames.iter().map(|&second| script.scene_index(second)).collect();
-    if sample.family == Family::Global {
-        let places: Vec<&str> = shown.iter().map(|&at| script.scenes[at].place.name()).collect();
-        return places.join(" ");
-    }
-    shown.dedup();
-    let asked = |thing: &Thing| asked(sample, thing);
-    let said: Vec<String> = match sample.family {
-        Family::Neighbour => neighbour(script, sample, &shown),
-        Family::Count => {
-            let scenes = shown.iter().map(|&at| &script.scenes[at]);
-            let places = scenes.filter(|scene| scene.things.iter().any(asked));
-            places.map(|scene| scene.place.name().to_owned()).collect()
+    match sample.family {
+        Family::Global => {
+            let places: Vec<&str> =
+                frames.iter().map(|&second| script.scene_at(second).place.name()).collect();
+            places.join(" ")
         }
-        _ => return found(script, frames, asked),
-    };
-    listed(&said)
+        Family::Neighbour => listed(&neighbour(script, sample, &scenes(script, frames))),
+        _ => found(script, frames, |thing| asked(sample, thing)),
+    }
 }
 
 /// The things that `is_asked` picks in `frames` (seconds, ascending), scene by scene: `red car on sand, red car at night`.
 pub fn found(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> String {
-    let mut shown: Vec<usize> = frames.iter().map(|&second| script.scene_index(second)).collect();
-    shown.dedup();
     let with = |at: &usize| {
         let scene = &script.scenes[*at];
         let things: Vec<String> = scene.things.iter().filter(|thing| is_asked(thing)).map(named).collect();
         (!things.is_empty()).then(|| placed(&things.join(" and "), scene))
     };
-    listed(&shown.iter().filter_map(with).collect::<Vec<_>>())
+    listed(&scenes(script, frames).iter().filter_map(with).collect::<Vec<_>>())
+}
+
+/// Indices of the scenes that the frames are of.
+fn scenes(script: &Script, frames: &[usize]) -> Vec<usize> {
+    let mut scenes: Vec<usize> = frames.iter().map(|&second| script.scene_index(second)).collect();
+    scenes.dedup();
+    scenes
 }
 
 fn listed(said: &[String]) -> String {

@@ -15,18 +15,19 @@ pub struct Config {
     pub groups: usize,
     /// Kernel of the convolutions along time, odd.
     pub kernel: usize,
-    /// What the best z-scores around a frame are multiplied by at the start, shared equally by the windows; trained from there.
-    /// Larger is sharper: with 1, eight draws from ten minutes seldom hit a peak of few seconds, with 3 most of them do.
-    #[serde(default = "one")]
+    /// What the nearness to the best match around a frame (0 to 1) is multiplied by at the start, shared equally by the windows;
+    /// trained from there. A frame at a peak is `exp(gain)` times as likely as one far from any: less would leave most draws
+    /// from ten minutes outside of a scene of few seconds.
+    #[serde(default = "eight")]
     pub gain: f64,
-    /// Windows, in frames to either side, within which a frame's best z-score is looked for: 0 is the frame itself, and wider
+    /// Windows, in frames to either side, within which the nearest match is looked for: 0 is the frame itself, and wider
     /// ones see that a match is near. Ascending.
     #[serde(default = "windows")]
     pub windows: Vec<usize>,
 }
 
-fn one() -> f64 {
-    1.0
+fn eight() -> f64 {
+    8.0
 }
 
 fn windows() -> Vec<usize> {
@@ -40,7 +41,7 @@ impl Default for Config {
             stem: 32,
             groups: 8,
             kernel: 3,
-            gain: one(),
+            gain: eight(),
             windows: windows(),
         }
     }

@@ -7,11 +7,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::padding::Padding;
 
 /// Features per query and frame.
-pub(super) const ROWS: usize = 4;
+pub(super) const ROWS: usize = 5;
 /// Features per frame that do not depend on the queries.
 pub(super) const POSITIONS: usize = 2 * OCTAVES + 1;
-/// Which of the features per query is the z-score.
-pub(super) const Z_SCORE: usize = 1;
+/// Which of the features per query says how near a frame is to the best one.
+pub(super) const NEARNESS: usize = 4;
 
 const OCTAVES: usize = 4;
 // CLIP cosines between a text and an image lie in about 0.1 to 0.35.
@@ -19,13 +19,17 @@ const LEVEL: f64 = 0.2;
 const SPREAD: f64 = 0.1;
 // A row that varies by much less than this (0.001) carries noise only, and must not be blown up to unit variance.
 const MIN_VARIANCE: f64 = 1e-6;
+// On the toy world's training videos, of 0.5 to 3: frames spread over this feature answer most, and it has no unit.
+const REACH: f64 = 1.5;
 // The logit scale CLIP was trained to.
 const LOGIT_SCALE: f64 = 100.;
 
 /// Similarities (B, Q, T) -> (B * Q, [`ROWS`], T), zero at padding:
 /// the level (does the query match this video at all), the z-score within the row (where it matches best, whatever the
 /// query's own offset and range), the probability ratio to the best frame under CLIP's own softmax (how sharp the peak is,
-/// in (0, 1] for any T), and the level of the best frame beside every frame (whether there is a match at all).
+/// in (0, 1] for any T), the level of the best frame beside every frame (whether there is a match at all), and the nearness
+/// to the best frame, which falls from 1 to 0 over [`REACH`] standard deviations of the row: near 1 for all frames that match,
+/// be they few or half of the video, where a z-score is the larger the fewer they are.
 pub(super) fn rows(similarity: &Tensor, padding: &Padding) -> Result<Tensor> {
     let (b, q, t) = similarity.dims3()?;
     let rows = similarity.reshape((b * q, 1, t))?;
@@ -37,7 +41,9 @@ pub(super) fn rows(similarity: &Tensor, padding: &Padding) -> Result<Tensor> {
     let best = padding.row_max(&rows)?;
     let below = (rows.broadcast_sub(&best)? * LOGIT_SCALE)?.minimum(0.)?;
     let best = padding.clear_rows(((best - LEVEL)? / SPREAD)?.broadcast_as(rows.shape())?.contiguous()?)?;
-    Tensor::cat(&[&level, &z_score, &padding.clear_rows(below.exp()?)?, &best], 1)
+    let nearness = (z_score.broadcast_sub(&padding.row_max(&z_score)?)? * (1. / REACH))?;
+    let nearness = padding.clear_rows((nearness + 1.)?.maximum(0.)?)?;
+    Tensor::cat(&[&level, &z_score, &padding.clear_rows(below.exp()?)?, &best, &nearness], 1)
 }
 
 /// (B, [`POSITIONS`], T): sine and cosine of the relative time in each video, from half a wave over the whole video to

@@ -8,16 +8,17 @@
 //! - **Length.** Nothing depends on a multiple of anything. A level of the U-Net halves the length rounding up, and the way
 //!   back repeats and crops. The ends see zeros, the average of the normalised features. In a batch of unequal lengths the
 //!   padding is masked out of every convolution, normalisation and pooling: an item gets the logits it gets alone.
-//! - **Windows.** Evidence often lies beside a match (what comes right after X) or has to be seen more than once. The best z-score
-//!   within 2, 4 and 8 frames of each frame stands beside the frame's own, so that looking around a match is a matter of four
-//!   numbers, which a policy gradient finds, and not of convolutions, which it has to build first.
+//! - **Windows.** Evidence often lies beside a match (what comes right after X) or has to be seen more than once. How near the frames
+//!   within 2, 4 and 8 of each frame come to the query's best match stands beside the frame's own nearness, so that looking
+//!   around a match is a matter of four numbers, which a policy gradient finds, and not of convolutions, which it has to build
+//!   first.
 //! - **Reach.** With the default configuration a logit sees about 120 frames to either side, and the whole video through the
 //!   normalised rows and the group statistics.
-//! - **Start.** `logits = head(..) + sum over windows of (gain + sharpness(..)) * max z-score within the window`: one `gain` per
+//! - **Start.** `logits = head(..) + sum over windows of (gain + sharpness(..)) * largest nearness within the window`: one `gain` per
 //!   window, [`Config::gain`] in all at the start, and one `sharpness` per window and video, linear in the mean features and 0 at
 //!   the start (a question about one thing wants the peak, one about the whole video does not); the head close to zero. An
-//!   untrained sampler draws frames by softmax of these maxima: every frame is possible, frames at and around peaks are likelier,
-//!   whatever the scale of the similarities.
+//!   untrained sampler draws from everything that matches about as well as the best frame, and from around it: of few seconds
+//!   where the query is rare, of half of the video where it is common, whatever the scale of the similarities.
 
 mod config;
 mod features;
@@ -255,14 +256,16 @@ impl UNet1d {
         }
         let xs = silu(&padding.norm(&self.norm, &xs, 0)?)?;
         let video = Tensor::cat(&[padding.mean(&padding.clear(pooled, 0)?)?, padding.mean(&xs)?], 1)?; // (B, C, 1)
-        let sharpness = video.transpose(1, 2)?.broadcast_mul(&self.sharpness.unsqueeze(0)?)?.sum(2)?;
+        // Divided by the root of their number: a step of the optimizer moves all features at once.
+        let video = (video.transpose(1, 2)? / (video.dim(1)? as f64).sqrt())?;
+        let sharpness = video.broadcast_mul(&self.sharpness.unsqueeze(0)?)?.sum(2)?;
         let gains = sharpness.broadcast_add(&self.gain)?.unsqueeze(2)?; // (B, windows, 1)
         let prior = prior.broadcast_mul(&gains)?.sum(1)?;
         let logits = (self.head.forward(&xs)?.squeeze(1)? + prior)?;
         padding.split(&logits)
     }
 
-    // Rows (B, Q, T) -> features over all queries (B, C, T), and the best z-score within each window (B, windows, T).
+    // Rows (B, Q, T) -> features over all queries (B, C, T), and the largest nearness within each window (B, windows, T).
     fn pool(&self, rows: &Tensor, padding: &Padding) -> Result<(Tensor, Tensor)> {
         let (b, q, t) = rows.dims3()?;
         let rows = features::rows(rows, padding)?; // (B * Q, ROWS, T)
@@ -270,7 +273,7 @@ impl UNet1d {
         let hidden = padding.clear_rows(silu(&self.stem[1].forward(&hidden)?)?)?;
         let each = Tensor::cat(&[&rows, &hidden], 1)?.reshape((b, q, ROWS + self.config.stem, t))?;
         let best = padding.max_over_queries(&each)?;
-        let prior = padding.max_within(&best.narrow(1, features::Z_SCORE, 1)?, &self.config.windows)?;
+        let prior = padding.max_within(&best.narrow(1, features::NEARNESS, 1)?, &self.config.windows)?;
         let position = features::positions(padding, rows.dtype(), rows.device())?;
         Ok((Tensor::cat(&[&padding.mean_over_queries(&each)?, &best, &position], 1)?, prior))
     }
