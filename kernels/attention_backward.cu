@@ -11,7 +11,7 @@ namespace attention_backward {
 
 using namespace tile;
 
-// Per warp 16 rows of the tile that stays (queries for dq, keys for dk and dv), `moving` rows of the tiles that pass by.
+// Per warp 16 rows of the tile that stays (queries for dq, keys for dk and dv); `moving` rows of the tiles that pass.
 template <typename Element, int head_width, int warp_count, int moving_count>
 struct Plan {
     using T = Element;
@@ -197,7 +197,8 @@ __device__ __forceinline__ void load_queries(const Tiles<P>& tiles, int stage, c
     };
     T* to = tiles.stage(stage);
     load<T, P::width, P::moving, P::threads>(to, in.q, [&](int i) { return row(in.q, i); });
-    load<T, P::width, P::moving, P::threads>(to + P::moving * P::step, in.grad, [&](int i) { return row(in.grad, i); });
+    T* grads = to + P::moving * P::step;
+    load<T, P::width, P::moving, P::threads>(grads, in.grad, [&](int i) { return row(in.grad, i); });
     float* numbers = tiles.stage_numbers(stage);
     for (int i = threadIdx.x; i < P::moving; i += P::threads) {
         const bool exists = first + i < visit.segment.q_len;
@@ -235,7 +236,8 @@ __device__ __forceinline__ void add_keys(KeyGradients<P>& sums, const Tiles<P>& 
             const int column = n * 8 + lane_column() + i % 2, query = visit.tile * P::moving + column;
             const int key = visit.key() + warp() * 16 + lane_row() + i / 2 * 8;
             const bool seen = query < segment.q_len && key <= query + offset;
-            probability<T>(p[0][n][i], dp[0][n][i], seen, lse[column] * log2_of_e, delta[column], packing);
+            const float own_delta = delta[PLANTED(10, column ^ 1, column)];
+            probability<T>(p[0][n][i], dp[0][n][i], seen, lse[column] * log2_of_e, own_delta, packing);
         }
     }
     add_product_by_columns(sums.dv, p, grads);
@@ -283,7 +285,7 @@ __device__ __forceinline__ void run_keys(const Inputs<P>& in, typename P::T* dk,
     store(sums.dv, ones, tiles.right + warp() * 16 * P::step, [&](int i) { return to(dv, i); });
 }
 
-// One warp per row and head: rows are heads innermost in `out` and `grad`, outermost in `delta`.
+// One warp per row and head: heads are innermost in `out` and `grad`, outermost in `delta`.
 template <typename T>
 __device__ __forceinline__ void run_delta(const T* out, const T* grad, float* delta, int heads, int rows, int width) {
     const std::size_t item = std::size_t(blockIdx.x) * 8 + threadIdx.x / 32;

@@ -87,10 +87,10 @@ __device__ __forceinline__ float weight_of(float lse, float top) {
 // Puts the warps' results side by side in shared memory and writes their combination.
 template <typename P>
 __device__ __forceinline__ void merge(Work<P>& work, float* sums, const Inputs<P>& in, int slot, float* partial,
-                                      float* partial_lse) {
+                                      float* partial_lse, float scale) {
     float* lses = sums + 64 * P::width;
     float factor[1][2];
-    work.softmax.finish(factor, [&](int i, float value) { lses[warp() * 16 + i] = value; });
+    work.softmax.finish(factor, scale * log2_of_e, [&](int i, float value) { lses[warp() * 16 + i] = value; });
 #pragma unroll
     for (int n = 0; n < P::width / 8; ++n) {
 #pragma unroll
@@ -141,7 +141,7 @@ __device__ __forceinline__ void run(const typename P::T* q, const unsigned long 
     clear(work.out);
     work.softmax.start();
     walk<P>(work, queries, in, scale);
-    merge<P>(work, reinterpret_cast<float*>(bytes), in, items[item * 4 + 3], partial, partial_lse);
+    merge<P>(work, reinterpret_cast<float*>(bytes), in, items[item * 4 + 3], partial, partial_lse, scale);
 }
 
 // One warp per query and head.

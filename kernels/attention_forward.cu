@@ -75,6 +75,7 @@ __device__ __forceinline__ void walk(Work<P>& work, typename P::T* queries, cons
     for (int i = 0; i < tiles; ++i) {
         if (PLANTED(4, false, true)) wait_for_copies<0>();
         __syncthreads();
+        if (PLANTED(4, true, false)) wait_for_copies<0>();
         const T* keys = stages + i % P::stages * 2 * P::keys * step;
         const bool more = i + 1 < tiles;
         if (P::stages == 2 && more) {
@@ -115,7 +116,7 @@ __device__ __forceinline__ void run(const Inputs<P>& in, typename P::T* out, flo
     walk<P>(work, queries, in, packing, segment, kv_head_of(packing, head), (seen + P::keys - 1) / P::keys);
 
     float factor[P::parts][2];
-    work.softmax.finish(factor, [&](int i, float value) {
+    work.softmax.finish(factor, packing.scale * log2_of_e, [&](int i, float value) {
         const int row = work.first + i;
         if (row < segment.q_len) lse[std::size_t(head) * packing.rows + segment.q_start + row] = value;
     });

@@ -7,6 +7,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstddef>
+
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define SHARED_ARRAY(type, name, count) __shared__ type name[count]
 #define ENTRY(name, threads, shared)
@@ -17,6 +19,8 @@ namespace device {
 __device__ __forceinline__ unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
+
+__device__ __forceinline__ std::size_t global_address(const void* p) { return __cvta_generic_to_global(p); }
 
 __device__ __forceinline__ void load_matrices(unsigned (&words)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -34,7 +38,7 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&words)[4], c
 
 #define MULTIPLY(type, name)                                                                                    \
     __device__ __forceinline__ void multiply(float (&c)[4], const unsigned* a, const unsigned* b, type) {       \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0, %1, %2, %3}, "           \
+        asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0, %1, %2, %3}, "           \
                      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                            \
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                       \
@@ -45,12 +49,14 @@ MULTIPLY(__nv_bfloat16, "bf16")
 
 // 16 bytes to shared memory, of which the first `filled` come from `from` and the others are zero.
 __device__ __forceinline__ void copy_16(void* to, const void* from, unsigned filled) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(filled)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(global_address(from)), "r"(filled)
                  : "memory");
 }
 
 __device__ __forceinline__ void copy_4(void* to, const void* from, unsigned filled) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(filled)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)),
+                 "l"(global_address(from)), "r"(filled)
                  : "memory");
 }
 

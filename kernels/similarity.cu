@@ -1,6 +1,6 @@
-// Cosine similarity of many (video, question) pairs in one launch: scale <q, f> / (|q| |f|) for every query q and frame f
-// of a segment. Each frame is read once for up to 16 queries; all sums are f32. A squared length is taken plus 1e-16, so
-// that a zero vector has similarity 0 and a finite gradient.
+// Cosine similarity of many (video, question) pairs in one launch: scale <q, f> / (|q| |f|) for every query q and frame
+// f of a segment. Each frame is read once for up to 16 queries; all sums are f32. A squared length is taken plus 1e-16,
+// so that a zero vector has similarity 0 and a finite gradient.
 
 #include "similarity.cuh"
 

@@ -24,8 +24,8 @@ __device__ __forceinline__ void hide(float (&scores)[parts][columns][4], int row
     }
 }
 
-// Running maximum (of scores in powers of two) and sum of each row of a lane. The sums are of the lane's own columns
-// until `finish`.
+// Running maximum of the scores and sum of the probabilities of each row of a lane. The sums are of the lane's own
+// columns until `finish`. `scale`, above 0, takes scores to powers of two.
 template <int parts>
 struct Softmax {
     float top[parts][2], sum[parts][2];
@@ -57,23 +57,20 @@ struct Softmax {
 #pragma unroll
         for (int n = 0; n < columns; ++n) {
 #pragma unroll
-            for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                scores[n][i] = PLANTED(6, fminf(scores[n][i], 100.0f), scores[n][i]) * scale;
-                highest = fmaxf(highest, scores[n][i]);
-            }
+            for (int i = 2 * half; i < 2 * half + 2; ++i) highest = fmaxf(highest, scores[n][i]);
         }
         const float before = top[m][half];
-        const float now = fmaxf(before, max_over_row(highest));
+        const float now = PLANTED(6, 0, fmaxf(before, max_over_row(highest)));
         top[m][half] = now;
         // Nothing seen so far: any finite number keeps infinity minus infinity away.
         const float base = now == minus_infinity ? 0 : now;
-        const float fade = exp2_of<T>(before - base);
+        const float scaled_base = base * scale, fade = exp2_of<T>((before - base) * scale);
         float added = 0;
 #pragma unroll
         for (int n = 0; n < columns; ++n) {
 #pragma unroll
             for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                scores[n][i] = exp2_of<T>(scores[n][i] - base);
+                scores[n][i] = exp2_of<T>(scores[n][i] * scale - scaled_base);
                 added += scores[n][i];
             }
         }
@@ -87,14 +84,14 @@ struct Softmax {
 
     // `factor` normalises the output; `put(i, lse)` takes the log-sum-exp of row i.
     template <typename Put>
-    __device__ __forceinline__ void finish(float (&factor)[parts][2], Put put) {
+    __device__ __forceinline__ void finish(float (&factor)[parts][2], float scale, Put put) {
 #pragma unroll
         for (int m = 0; m < parts; ++m) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float total = sum_over_row(sum[m][half]);
                 factor[m][half] = total > 0 ? 1 / total : 0;
-                const float lse = total > 0 ? (top[m][half] + log2f(total)) / log2_of_e : minus_infinity;
+                const float lse = total > 0 ? (top[m][half] * scale + log2f(total)) / log2_of_e : minus_infinity;
                 if (lane() % 4 == 0) put(m * 16 + lane_row() + half * 8, lse);
             }
         }

@@ -163,11 +163,11 @@ __device__ __forceinline__ void add_product_by_columns(float (&sums)[parts][colu
     }
 }
 
-// Writes a warp's sums times `factor` (one per row of a lane) to global memory, by way of 16 `parts` rows of a tile that
-// belong to this warp alone: so the stores are 16 bytes wide. `row(i)` is where row i goes, or null for nowhere.
+// Writes a warp's sums times `factor` (one per row of a lane) to global memory, by way of 16 `parts` rows of a tile
+// that belong to this warp alone: so the stores are 16 bytes wide. `row(i)` is where row i goes, or null for nowhere.
 template <typename T, int parts, int columns, typename Row>
-__device__ __forceinline__ void store(const float (&sums)[parts][columns][4], const float (&factor)[parts][2], T* stage,
-                                      Row row) {
+__device__ __forceinline__ void store(const float (&sums)[parts][columns][4], const float (&factor)[parts][2],
+                                      T* stage, Row row) {
     constexpr int step = stride<T, columns * 8>, pieces = columns * 8 / values_in_16<T>;
     __syncwarp();
 #pragma unroll

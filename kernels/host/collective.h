@@ -1,5 +1,5 @@
-// What the lanes of a warp do together (shuffles, matrix products, matrix loads), and asynchronous copies. The places of
-// matrix elements in lanes and registers are those of the PTX instruction set.
+// What the lanes of a warp do together (shuffles, matrix products, matrix loads), and asynchronous copies. The places
+// of matrix elements in lanes and registers are those of the PTX instruction set.
 #pragma once
 
 namespace emulate {

@@ -1,5 +1,5 @@
-// Checks the kernels in emulation against f64 references. Arguments: none, or `--list` for the kernels' launches, or the
-// number of a bug to plant (in a build with PLANTED_BUGS).
+// Checks the kernels in emulation against f64 references. Arguments: none; `--list` for the kernels' launches; or the
+// name of one group of tests, and the number of a bug to plant (in a build with PLANTED_BUGS).
 
 #include <chrono>
 
@@ -29,20 +29,23 @@ void run(const char* name, void (*tests)()) {
 }  // namespace
 
 int main(int count, char** arguments) {
-    if (count > 1 && std::string(arguments[1]) == "--list") {
+    const std::string which = count > 1 ? arguments[1] : "";
+    if (which == "--list") {
         list();
         return 0;
     }
 #if defined(PLANTED_BUGS)
-    if (count > 1) planted_bug = std::atoi(arguments[1]);
+    if (count > 2) planted_bug = std::atoi(arguments[2]);
+    test::tally.stop_at_failure = planted_bug != 0;
 #endif
-    run("emulator", test::emulator);
-    run("similarity", test::similarity);
-    run("reference gradients", test::reference_gradients);
-    run("decode", test::decode);
-    run("forward", test::forward);
-    run("backward", test::backward);
+    const std::pair<const char*, void (*)()> groups[] = {
+        {"emulator", test::emulator}, {"similarity", test::similarity}, {"reference", test::reference_gradients},
+        {"decode", test::decode},     {"forward", test::forward},       {"backward", test::backward},
+    };
+    for (const auto& [name, tests] : groups) {
+        if (which.empty() || which == name) run(name, tests);
+    }
     for (const auto& [kind, worst] : test::tally.worst) std::printf("worst %s: %.3g\n", kind.c_str(), worst);
     std::printf("%d checks, %d failed\n", test::tally.checks, test::tally.failures);
-    return test::tally.failures ? 1 : 0;
+    return test::tally.failures || !test::tally.checks ? 1 : 0;
 }

@@ -86,6 +86,7 @@ inline double relative_error(const Values& xs, const Values& truth) {
 
 struct Tally {
     int checks = 0, failures = 0;
+    bool stop_at_failure = false;
     std::map<std::string, double> worst;  // by what was judged
 };
 
@@ -96,6 +97,10 @@ inline void report(bool passed, const std::string& what, double value, double li
     if (passed) return;
     ++tally.failures;
     std::printf("FAILED %s: %.3g, at most %.3g\n", what.c_str(), value, limit);
+    if (tally.stop_at_failure) {
+        std::fflush(stdout);
+        std::_Exit(1);
+    }
 }
 
 inline void keep_worst(const std::string& kind, double value) {

@@ -205,7 +205,8 @@ void backward_of(int width, unsigned seed) {
     for (unsigned number : {1u, 2u, 5u}) {
         schedule(number);
         const Gradients<T> again = run_backward<T>(c.problem, in, saved);
-        const bool same = same_bits(first.dq, again.dq) && same_bits(first.dk, again.dk) && same_bits(first.dv, again.dv);
+        const bool same =
+            same_bits(first.dq, again.dq) && same_bits(first.dk, again.dk) && same_bits(first.dv, again.dv);
         report(same, "backward, same bits in any order: " + label<T>(c, 64), number, 0);
     }
 }

@@ -133,7 +133,8 @@ void decode_of(int width, unsigned seed) {
         schedule(seed++);
         const auto found = run_decode<T>(p, plan(c.families, c.piece, c.queries_per_item), q, k, v, c.rows);
         const std::string what = std::string(c.name) + ", " + name_of<T> + ", width " + std::to_string(width);
-        expect_close(c.size > 1 ? "large logits, decode" : "decode", what, found, truth, {c.size > 1 ? 1e-5 : 1e-6, 1.5},
+        const Limits limits{c.size > 1 ? 1e-5 : 1e-6, 1.5};
+        expect_close(c.size > 1 ? "large logits, decode" : "decode", what, found, truth, limits,
                      widened(rounded<T>(truth)));
         for (unsigned number : {seed, seed + 3}) {
             schedule(number);

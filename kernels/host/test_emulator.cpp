@@ -3,6 +3,12 @@
 #include "test.h"
 #include "../tile.cuh"
 
+extern "C" {
+bool emulated_kernel(const char* name, unsigned* threads, std::size_t* shared);
+bool emulated_launch(const char* name, unsigned blocks, std::size_t shared, void** arguments, const std::size_t* sizes,
+                     std::size_t count);
+}
+
 namespace test {
 
 namespace {
@@ -81,7 +87,8 @@ void products() {
     const std::string type = name_of<T>;
     expect_below("product by rows", type, relative_error(found, by_rows), 1e-6);
     // f32 sums may fall to the other side of a rounding.
-    expect_below("product by columns", type, relative_error(found_columns, by_columns), device::is_float<T> ? 1e-6 : 1e-3);
+    const double limit = device::is_float<T> ? 1e-6 : 1e-3;
+    expect_below("product by columns", type, relative_error(found_columns, by_columns), limit);
 }
 
 void shuffles() {
@@ -125,9 +132,31 @@ void copies() {
     }
 }
 
+// As another language calls a kernel: 3 rows of 2 heads of width 8.
+void by_name() {
+    Values x = random<float>(48, 1, 1), y = random<float>(48, 1, 2), truth(6);
+    for (int i = 0; i < 48; ++i) truth[std::size_t(i / 8 % 2 * 3 + i / 16)] += x[i] * y[i];
+    Memory<float> a(rounded<float>(x)), b(rounded<float>(y)), delta(6);
+    const float *a_at = a.data(), *b_at = b.data();
+    float* to = delta.data();
+    int heads = 2, rows = 3, width = 8;
+    void* arguments[] = {&a_at, &b_at, &to, &heads, &rows, &width};
+    const std::size_t sizes[] = {8, 8, 8, 4, 4, 4};
+    unsigned threads = 0;
+    std::size_t shared = 1;
+    const char* name = "attention_delta_f32";
+    report(emulated_kernel(name, &threads, &shared) && threads == 256 && shared == 0, "kernel by name", threads, 256);
+    report(!emulated_kernel("attention", &threads, &shared), "unknown kernel", 0, 0);
+    report(!emulated_launch("attention", 1, 0, arguments, sizes, 6), "launch of an unknown kernel", 0, 0);
+    report(!emulated_launch(name, 1, 0, arguments, sizes, 5), "launch with too few arguments", 0, 0);
+    report(emulated_launch(name, 1, 0, arguments, sizes, 6), "launch by name", 0, 0);
+    expect_below("launch by name", "delta", relative_error(widened(delta.values()), truth), 1e-6);
+}
+
 }  // namespace
 
 void emulator() {
+    by_name();
     conversions<__half>(10);
     conversions<__nv_bfloat16>(7);
     products<float>();

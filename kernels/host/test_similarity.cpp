@@ -82,7 +82,8 @@ Found<T> run(const Problem& p, const Values& xq, const Values& xf, const Values&
     const std::vector<int> list = p.tiles(starts);
     const unsigned blocks = unsigned(list.size() / 2);
     Memory<T> q(rounded<T>(xq)), f(rounded<T>(xf)), dq(xq.size()), df(xf.size());
-    Memory<float> grad(rounded<float>(xgrad)), out(xgrad.size()), inverse(std::size_t(Problem::offsets(p.frames).back()));
+    Memory<float> grad(rounded<float>(xgrad)), out(xgrad.size());
+    Memory<float> inverse(std::size_t(Problem::offsets(p.frames).back()));
     Memory<int> q_offsets(Problem::offsets(p.queries)), f_offsets(Problem::offsets(p.frames)), tiles(list), at(starts);
     Memory<long long> out_offsets(p.out_offsets());
     const int most = p.max_queries();
