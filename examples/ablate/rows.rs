@@ -115,7 +115,7 @@ pub const FULL: Scale = Scale {
     seeds: 3,
     videos: 300,
     pass_rate_rollouts: 8,
-    sampler_steps: 200,
+    sampler_steps: 100,
     joint_steps: 200,
     questions_per_step: 8,
     generations: 8,
@@ -143,7 +143,7 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
     };
     let sampler = SamplerConfig {
         network: unet(),
-        rate: Rate { peak: 1e-3, ..Rate::default() },
+        rate: Rate { peak: 3e-3, ..Rate::default() },
         ..SamplerConfig::default()
     };
     let mut first = EvolveConfig {
@@ -155,11 +155,11 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
     };
     let model = ModelConfig {
         learn: Learn::Everything,
-        rate: Rate { peak: 1e-4, ..Rate::default() },
+        rate: Rate { peak: 2e-4, ..Rate::default() },
         checkpointing: false,
         ..ModelConfig::default()
     };
-    let rate = Rate { peak: 3e-4, ..Rate::default() };
+    let rate = Rate { peak: 1e-3, ..Rate::default() };
     let mut second =
         EvolveConfig { steps: scale.joint_steps, model, sampler: SamplerConfig { rate, ..sampler }, ..base };
     (row.change)(&mut first);
