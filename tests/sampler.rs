@@ -213,7 +213,7 @@ fn upsample_repeats_and_shares_gradients() {
 fn the_default_has_about_two_million_parameters() {
     let count: usize = untrained().parameters().values().map(Tensor::elem_count).sum();
     assert!((1_500_000..2_500_000).contains(&count), "{count}");
-    assert_eq!(count, 2_096_609);
+    assert_eq!(count, 2_097_360);
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn load_error(change: impl Fn(&mut BTreeMap<String, Tensor>, &mut HashMap<String
     let net = UNet1d::init(&small(), 5, &Device::Cpu).unwrap();
     let config = serde_json::to_string(net.config()).unwrap();
     let mut header =
-        HashMap::from([("msjoe-sampler".to_owned(), format!("{{\"version\":2,\"config\":{config}}}"))]);
+        HashMap::from([("msjoe-sampler".to_owned(), format!("{{\"version\":3,\"config\":{config}}}"))]);
     let mut tensors = net.parameters();
     change(&mut tensors, &mut header);
     write_safetensors(&path, &tensors, Some(header)).unwrap();
@@ -472,18 +472,18 @@ fn has(error: String, expected: &str) {
 
 #[test]
 fn loading_is_strict_about_tensors() {
-    has(load_error(|t, _| drop(t.remove("gain"))), "tensor gain of shape [1] is missing");
+    has(load_error(|t, _| drop(t.remove("gain"))), "tensor gain of shape [3] is missing");
     has(
         load_error(|t, _| drop(t.insert("extra".to_owned(), t["gain"].clone()))),
         "tensor extra is no parameter of a sampler with channels [8, 12, 16]",
     );
     has(
         load_error(|t, _| drop(t.insert("gain".to_owned(), t["norm.bias"].clone()))),
-        "tensor gain: expected F32 of shape [1], got F32 of shape [8]",
+        "tensor gain: expected F32 of shape [3], got F32 of shape [8]",
     );
     has(
         load_error(|t, _| drop(t.insert("gain".to_owned(), t["gain"].to_dtype(DType::F16).unwrap()))),
-        "tensor gain: expected F32 of shape [1], got F16",
+        "tensor gain: expected F32 of shape [3], got F16",
     );
     for (value, text) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
         let expected = format!("tensor norm.bias: value 2 is {text}, expected finite numbers");
@@ -504,7 +504,7 @@ fn loading_is_strict_about_the_header() {
         })
     };
     has(load_error(|_, h| h.clear()), "no sampler: the metadata have no entry msjoe-sampler");
-    has(edited("\"version\":2", "\"version\":1"), "expected a sampler of format version 2, got version 1");
+    has(edited("\"version\":3", "\"version\":1"), "expected a sampler of format version 3, got version 1");
     has(edited("\"stem\":4", "\"stem\":-4"), "sampler config: invalid value");
     has(edited("\"stem\":4,", ""), "sampler config: missing field `stem`");
     has(edited("\"stem\":4", "\"stem\":4,\"heads\":1"), "sampler config: unknown field `heads`");

@@ -113,10 +113,10 @@ pub struct Scale {
 pub const FULL: Scale = Scale {
     questions: 1002,
     seeds: 3,
-    videos: 300,
-    pass_rate_rollouts: 8,
-    sampler_steps: 100,
-    joint_steps: 200,
+    videos: 200,
+    pass_rate_rollouts: 4,
+    sampler_steps: 60,
+    joint_steps: 80,
     questions_per_step: 8,
     generations: 8,
 };
@@ -139,6 +139,7 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
         questions: scale.questions_per_step,
         generations: scale.generations,
         plan: plan(row, 8),
+        micro_batch_tokens: 1024,
         ..EvolveConfig::default()
     };
     let sampler = SamplerConfig {
@@ -155,7 +156,7 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
     };
     let model = ModelConfig {
         learn: Learn::Everything,
-        rate: Rate { peak: 2e-4, ..Rate::default() },
+        rate: Rate { peak: 3e-5, ..Rate::default() },
         checkpointing: false,
         ..ModelConfig::default()
     };
