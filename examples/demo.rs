@@ -73,7 +73,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         key_frames: arguments.frames,
         show: ShowKeyFrames::Images,
         query_tokens: 48,
-        answer_tokens: 16,
+        answer_tokens: 48,
         ..Options::default()
     };
     let stop = cli::Stop::on_ctrl_c()?;
