@@ -112,6 +112,7 @@ fn told(outcome: &Outcome, sample: &Sample) -> Result<bool> {
     let answer = outcome.answer.as_ref().context("the pipeline gave no answer")?;
     let right = answer.choice == Some(sample.answer);
     let truth = &sample.question.options()[sample.answer];
+    outcome.reply.iter().for_each(|reply| println!("reply    {}", reply.text));
     println!("answer   {:?}: {}", answer.text, if right { "right" } else { &**truth });
     Ok(right)
 }
