@@ -12,8 +12,6 @@ use crate::{Error, Result};
 /// Where in a file something stands, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// The file as a whole.
-    File,
     /// A line: JSONL, TSV, CSV.
     Line(usize),
     /// An element of a JSON array, or a row of a parquet file.
@@ -36,7 +34,6 @@ impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
         match self.place {
-            Place::File => {}
             Place::Line(line) => write!(f, ":{line}")?,
             Place::Row(row) => write!(f, ", row {row}")?,
         }
