@@ -1,28 +1,25 @@
 //! The field's scoring: which letter a reply names, and accuracy overall and by group.
 //!
-//! The letter is read as the harness lmms-eval does for Video-MME, LongVideoBench and MLVU (as of the tree in TSPO's
-//! repository), with one difference: where it draws a letter at random for LongVideoBench, the reply has none here and is
-//! wrong. LVBench's own evaluator is not public in one piece; the same rule is used. The rule is loose: `Both cars` is read
-//! as `B`. [`crate::text::answer::parse`] is the crate's own, stricter reading.
+//! The letter is read as the harness lmms-eval does for Video-MME, LongVideoBench and MLVU (in the tree that TSPO's repository
+//! carries at commit 19f4ecb), with two differences: where it draws a letter at random for LongVideoBench, the reply has none
+//! here and is wrong; and `Best answer: C`, which a missing comma makes it read as `B` for two of the three, is `C` for all.
+//! LVBench has an evaluator of its own, which was not at hand; it is read by the same rule. The rule is loose: `Both cars` and
+//! `Best: A` are read as `B`, `Answer: B` as `A`. [`crate::text::answer::parse`] is the crate's own, stricter reading.
 
 use std::cmp::Ordering;
 
 use super::{Benchmark, Entry};
 
-/// Openings that hold capitals or say nothing, longest first.
-const OPENINGS: [&str; 12] = [
-    "The correct option is",
-    "The correct answer is",
+/// Openings that are taken out before a letter is looked for, in this order.
+const OPENINGS: [&str; 8] = [
     "The best answer is",
-    "The best option is",
-    "The correct option",
-    "The correct answer",
+    "The correct answer is",
     "The answer is",
+    "The answer",
+    "The best option is",
+    "The correct option is",
     "Best answer:",
     "Best option:",
-    "The answer",
-    "Answer:",
-    "Option:",
 ];
 
 /// The option that `reply` names by the field's rule: without the usual openings, the first capital from A to D (to E for

@@ -79,7 +79,9 @@ fn all_four_benchmarks_load_within_a_second() {
     }
     let took = busy() - start;
     println!("7,760 questions of four benchmarks in {took:.3} s");
-    assert!(took < 1., "expected less than 1 s, took {took:.3} s");
+    // The promise is that of an optimised build.
+    let most = if cfg!(debug_assertions) { 10. } else { 1. };
+    assert!(took < most, "expected less than {most} s, took {took:.3} s");
 }
 
 /// Seconds this thread has had a processor, which other programs cannot stretch; where the system does not tell, the clock.
