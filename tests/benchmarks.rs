@@ -443,6 +443,9 @@ fn videos_and_subtitles_are_found_where_the_benchmarks_keep_them() {
     let entry = &loaded.entries[0];
     let (folder, video) = folder("data/kite_-1.mkv", "");
     assert_eq!(entry.find_video(folder.path()), Some(video));
+    let capitals = folder.path().join("data/dune.MP4");
+    std::fs::write(&capitals, "").unwrap();
+    assert_eq!(find(&loaded, "003-2").find_video(folder.path()), Some(capitals));
     assert_eq!(
         (find(&loaded, "002-1").find_video(folder.path()), entry.find_subtitles(folder.path())),
         (None, None)

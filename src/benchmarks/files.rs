@@ -146,7 +146,8 @@ pub(super) fn video_paths(entry: &Entry) -> Vec<PathBuf> {
     if !entry.video.ends_with(stem) {
         names.push(entry.video.clone());
     }
-    names.extend(VIDEO_ENDINGS.map(|ending| format!("{stem}.{ending}")));
+    // Some of Video-MME's files end in capitals.
+    names.extend(VIDEO_ENDINGS.iter().chain(&["MP4"]).map(|ending| format!("{stem}.{ending}")));
     let mut paths: Vec<PathBuf> = vec![];
     for folder in &folders {
         for path in names.iter().map(|name| Path::new(folder).join(name)) {

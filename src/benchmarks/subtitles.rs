@@ -186,11 +186,12 @@ pub fn insert<'a>(lines: &'a [Line], frames: &[f64]) -> Vec<Piece<'a>> {
     pieces
 }
 
-/// The subtitles that can be read in the frames, for a list before the question as the field does for Video-MME: those into
-/// which one of `frames` (seconds, any order) falls, in the order of time, without direct repetitions.
+/// The subtitles on screen in the frames, for a list before the question as the field does for Video-MME: those during which
+/// one of `frames` (seconds, any order) falls, start included and end excluded, in the order of time, without direct
+/// repetitions.
 pub fn shown<'a>(lines: &'a [Line], frames: &[f64]) -> Vec<&'a str> {
-    let seen = lines.iter().filter(|line| frames.iter().any(|&seconds| shows(line, seconds)));
-    let mut texts: Vec<&str> = seen.map(|line| line.text.as_str()).collect();
+    let during = |line: &&Line| frames.iter().any(|seconds| (line.start..line.end).contains(seconds));
+    let mut texts: Vec<&str> = lines.iter().filter(during).map(|line| line.text.as_str()).collect();
     texts.dedup();
     texts
 }

@@ -18,8 +18,8 @@ fn srt_files() {
             (Place::Line(18), "expected hh:mm:ss,mmm --> hh:mm:ss,mmm, got \"later --> soon\""),
         ],
     );
-    let texts = shown(&read.lines, &[5.1, 2., 2.5, 60., 100.]);
-    assert_eq!(texts, ["Ahoy, 2 < 3", "short", "long"]);
+    assert_eq!(shown(&read.lines, &[5.25, 2., 2.5, 60., 100.]), ["Ahoy, 2 < 3", "short", "long"]);
+    assert!(shown(&read.lines, &[5.1, 3.5, 5.5]).is_empty(), "an end is outside, and nothing is widened");
     let (_folder, path) = folder("a.txt", "");
     assert!(
         subtitles::read(&path)
