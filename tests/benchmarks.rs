@@ -438,6 +438,19 @@ fn files_that_are_no_question_files_say_so() {
 }
 
 #[test]
+fn the_files_of_another_benchmark_are_refused() {
+    for (name, benchmark, cause) in [
+        ("VideoMME.tsv", Benchmark::LongVideoBench, "got one of video-mme; name that benchmark"),
+        ("VideoMME.tsv", Benchmark::Mlvu, "got one of video-mme; name that benchmark"),
+        ("videomme.json", Benchmark::LongVideoBench, "video_path or video_name or video is missing"),
+        ("videomme.json", Benchmark::Mlvu, "video_name or video or video_path is missing"),
+    ] {
+        let message = read(benchmark, fixture(name)).unwrap_err().to_string();
+        assert!(message.contains(cause), "{message}");
+    }
+}
+
+#[test]
 fn videos_and_subtitles_are_found_where_the_benchmarks_keep_them() {
     let loaded = load(Benchmark::VideoMme, "videomme.json");
     let entry = &loaded.entries[0];

@@ -11,7 +11,7 @@ use super::{Benchmark, Evidence, SubtitleFile};
 
 const COLUMNS: Columns = Columns {
     id: &["id", "index", "question_id"],
-    video: &["video_path", "video_name", "video", "video_id"],
+    video: &["video_path", "video_name", "video"],
     groups: &[
         ("duration_group", &["duration_group"]),
         ("question_category", &["question_category"]),
