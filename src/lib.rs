@@ -29,6 +29,7 @@ pub mod select;
 pub mod models;
 pub mod parity;
 
+pub mod benchmarks;
 pub mod data;
 pub mod optim;
 pub mod rl;

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod backward;
+mod benchmarks;
 mod clip;
 mod evolve;
 mod evolve_run;

@@ -71,6 +71,27 @@ impl Question {
         Ok(Self { text, options })
     }
 
+    /// A multiple-choice question exactly as a benchmark published it: the options, without labels, keep their number and
+    /// order even if one is empty or repeated, since answers and published results go by place.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty text, fewer than 2 options, or more than 26.
+    pub fn as_published(text: impl Into<String>, options: Vec<String>) -> Result<Self> {
+        let text = text.into().trim().to_owned();
+        if text.is_empty() {
+            return Err(Error::Input("question: expected a text, got an empty one".into()));
+        }
+        if !(2..=Self::MAX_OPTIONS).contains(&options.len()) {
+            return Err(Error::Input(format!(
+                "options: expected 2 to {}, got {}",
+                Self::MAX_OPTIONS,
+                options.len()
+            )));
+        }
+        let options = options.iter().map(|option| one_line(option)).collect();
+        Ok(Self { text, options })
+    }
+
     /// An open question, answered in free text.
     ///
     /// # Errors
