@@ -43,7 +43,9 @@ pub(super) fn number(value: f64) -> String {
     }
     let size = value.abs().log10().floor();
     if !(-4.0..6.0).contains(&size) {
-        return format!("{value:.3e}");
+        let text = format!("{value:.3e}");
+        let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+        return format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'));
     }
     let digits = (3.0 - size).clamp(0.0, 8.0) as usize;
     let text = format!("{value:.digits$}");
