@@ -43,6 +43,7 @@ pub mod device;
 pub mod error;
 pub mod hub;
 pub mod metrics;
+pub mod report;
 pub mod statistics;
 
 pub use error::{Error, Result};

@@ -28,6 +28,7 @@ mod qwen_goldens;
 mod qwen_positions;
 mod qwen_processor;
 mod reinforce;
+mod report;
 mod reward;
 mod run;
 mod sampler;
