@@ -10,13 +10,16 @@
 //! frames   0:03:12.0 (0.081)  0:03:13.0 (0.077)  ...
 //! answer   B. a book
 //! ```
-//! With `--json` the whole outcome as one JSON object.
+//! With `--json` the whole outcome as one JSON object; with `--report FILE` also a page to look at.
 
 mod cli;
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
 use clap::Parser;
 use msjoe::pipeline::Outcome;
+use msjoe::report::Answered;
 use msjoe::text::Question;
 
 /// Ask a question about a video
@@ -29,6 +32,9 @@ struct Arguments {
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
+    /// Write a page with the timeline, the key frames and the answer (HTML, one file) here
+    #[arg(long)]
+    report: Option<PathBuf>,
 }
 
 fn main() -> std::process::ExitCode {
@@ -38,12 +44,22 @@ fn main() -> std::process::ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let question = arguments.ask.question()?;
+    if let Some(path) = &arguments.report {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let known = folder.is_none_or(|folder| folder.is_dir());
+        ensure!(known, "--report {}: expected a file in a folder that exists", path.display());
+    }
     let options = arguments.ask.pipeline_options()?;
     let stop = cli::Stop::on_ctrl_c()?;
     let pipeline = arguments.models.load(&options, true, &stop)?;
     let outcome =
         pipeline.answer_observed(&arguments.ask.video, &question, &options, &mut cli::observer(&stop))?;
     outcome.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if let Some(path) = &arguments.report {
+        let page = Answered::of(&arguments.ask.video, &question, &options, &outcome)?;
+        msjoe::report::write(path, &page.html())?;
+        eprintln!("report: {}", path.display());
+    }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&outcome)?);
     } else {

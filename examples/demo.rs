@@ -8,7 +8,7 @@
 //! cargo run --release --example demo
 //! ```
 //! prints queries, key frames with their times and the answer of each question, and writes the key frames of each as a
-//! picture.
+//! picture, and a page with the timeline of why.
 
 mod cli;
 
@@ -20,6 +20,7 @@ use clap::Parser;
 use cli::sheet::sheet;
 use msjoe::data::world::{Length, Sample, Span, Spec, Split, World};
 use msjoe::pipeline::{Options, Outcome, Pipeline, ShowKeyFrames, Weights};
+use msjoe::report::Answered;
 
 /// Answer the questions of a rendered 10-minute video with small trained models
 #[derive(Parser)]
@@ -84,7 +85,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         right += usize::from(told(&outcome, sample)?);
         let picture = arguments.dir.join(format!("{}.png", sample.family.name()));
         sheet(&outcome.images, COLUMNS, ZOOM, &picture)?;
-        println!("picture  {}", picture.display());
+        let mut page = Answered::of(&video, &sample.question, &options, &outcome)?;
+        page.right = Some(sample.answer);
+        page.evidence = sample.evidence.iter().map(|at| at.start as f64..at.end as f64).collect();
+        let why = picture.with_extension("html");
+        msjoe::report::write(&why, &page.html())?;
+        println!("picture  {}, {}", picture.display(), why.display());
         outcome.warnings.iter().for_each(|warning| eprintln!("note: {warning}"));
     }
     println!("\nright    {right} of {}", samples.len());

@@ -16,6 +16,7 @@ use msjoe::models::qwen2_5_vl::processor::{Budget, Processor, Size};
 use msjoe::models::qwen2_5_vl::sampling::Sampling;
 use msjoe::models::unet1d::{Config, UNet1d};
 use msjoe::pipeline::{Event, FrameTiming, Options, Pipeline, QuerySource, ShowKeyFrames, Step, Weights};
+use msjoe::report::Answered;
 use msjoe::select::{Draw, Resolution, Settings, Strategy};
 use msjoe::text::{Form, Question};
 use msjoe::video::{H264Writer, Rational};
@@ -156,6 +157,12 @@ fn the_four_steps() {
     assert_eq!(steps, [Step::Watch, Step::Ask, Step::Compare, Step::Sample, Step::Fetch, Step::Answer]);
     assert_eq!(outcome.steps[1].prompt_tokens, Some(10));
     assert!(events.contains(&(Step::Watch, 24, 24)) && events.contains(&(Step::Answer, 0, 0)));
+
+    let page = Answered::of(&world.video, &question(), &Options::default(), &outcome).unwrap();
+    assert_eq!((page.frames.len(), page.choice, page.right), (outcome.key_frames.len(), Some(1), None));
+    let html = page.html();
+    assert!(queries.queries.iter().all(|query| html.contains(query.as_str())), "the page names the queries");
+    assert_eq!(html.matches("data:image/jpeg;base64,").count(), page.frames.len());
 }
 
 #[test]
