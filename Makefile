@@ -1,4 +1,4 @@
-# make demo    the whole path on a rendered 10-minute video, with small random models
+# make demo    the whole path on a rendered 10-minute video, with small trained models
 # make test    every test, optimised
 # make check   what .ci/run runs besides
 .PHONY: setup demo test check
