@@ -396,6 +396,13 @@ fn a_run_that_cannot_fit_is_refused_before_anything_is_loaded() {
     assert!(error.contains("the run needs"), "{error}");
     let error = Evolution::new(settings(2), &mut count).err().unwrap().to_string();
     assert!(error.contains("no-such-clip"), "{error}");
+    let evaluation = Evaluation { choosing: Choosing::Evidence, ..Evaluation::default() };
+    let peeking = Settings { evaluation, ..settings(2) };
+    let error = Evolution::new(peeking, &mut count).err().unwrap().to_string();
+    assert!(
+        error.contains("evaluation.choosing: expected \"draw\"") && error.contains("Evidence"),
+        "{error}"
+    );
     assert_eq!(planned, 2);
 }
 

@@ -172,12 +172,15 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
     }
 }
 
+/// Most tokens of either turn: the small model needs about 30.
+pub const TURN_TOKENS: usize = 48;
+
 /// The trajectory of a row with K key frames.
 pub fn plan(row: &Row, key_frames: usize) -> Plan {
     Plan {
         key_frames,
-        query_tokens: 48,
-        answer_tokens: 48,
+        query_tokens: TURN_TOKENS,
+        answer_tokens: TURN_TOKENS,
         asking: row.asking,
         choosing: row.choosing,
         ..Plan::default()

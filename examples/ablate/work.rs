@@ -24,7 +24,7 @@ use msjoe::rl::trajectory::Task;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::rows::{Row, Scale, plan, stages};
+use crate::rows::{Row, Scale, TURN_TOKENS, plan, stages};
 
 /// Models, questions and the folder of a run.
 pub struct Work {
@@ -114,7 +114,7 @@ impl Work {
             return Ok(());
         }
         let config = EvolveConfig {
-            plan: Plan { query_tokens: 48, answer_tokens: 48, ..Plan::default() },
+            plan: Plan { query_tokens: TURN_TOKENS, answer_tokens: TURN_TOKENS, ..Plan::default() },
             ..EvolveConfig::default()
         };
         let policy = Policy { chat: &self.chat, clip: None, sampler: None };

@@ -7,5 +7,5 @@ mod schedule;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::clip_grad_norm;
-pub use parameters::Parameters;
+pub use parameters::{Parameters, add_gradients};
 pub use schedule::{Schedule, Shape};

@@ -133,3 +133,18 @@ impl Parameters {
         bail!("no gradient reached {} of {} parameters: {}", missing.len(), self.len(), missing.join(", "))
     }
 }
+
+/// Adds the gradients of another part of a step to `sum`; a parameter that only one of them has keeps that one's.
+///
+/// # Errors
+/// Gradients of unequal shapes.
+pub fn add_gradients(sum: &mut BTreeMap<String, Tensor>, more: BTreeMap<String, Tensor>) -> Result<()> {
+    for (name, gradient) in more {
+        let both = match sum.get(&name) {
+            Some(other) => (other + gradient)?,
+            None => gradient,
+        };
+        sum.insert(name, both);
+    }
+    Ok(())
+}

@@ -84,6 +84,22 @@ impl Default for Pretraining {
 }
 
 impl Settings {
+    /// Refuses what cannot be run or contradicts itself.
+    ///
+    /// # Errors
+    /// As [`EvolveConfig::check`]; an evaluation that would grade something else than the sampler.
+    pub fn check(&self) -> Result<()> {
+        self.evolve.check()?;
+        let choosing = self.evaluation.choosing;
+        if matches!(choosing, Choosing::Draw | Choosing::Largest | Choosing::Spread) {
+            return Ok(());
+        }
+        Err(Error::Input(format!(
+            "config: evaluation.choosing: expected \"draw\", \"largest\" or \"spread\", got {choosing:?}, which does not \
+             ask the sampler that is trained"
+        )))
+    }
+
     /// Stage 1 as a run of its own.
     pub fn first_stage(&self) -> Option<Self> {
         let Pretraining { steps, worth, rate, temperature, generations } = self.pretrain.clone()?;
@@ -210,9 +226,9 @@ const FIRST: &str = "sampler";
 /// # Errors
 /// As [`Evolution::new`] and [`Evolution::run`].
 pub fn evolve(mut settings: Settings, run: &Run, observe: Observer) -> Result<Report> {
-    settings.evolve.check()?;
+    settings.check()?;
     if let Some(first) = settings.first_stage() {
-        first.evolve.check()?;
+        first.check()?;
         // Stage 2 needs more than stage 1: it is refused now, not after hours of the other.
         memory_plan(&settings, &Device::Cpu)?.check()?;
         let folder = run.folder().join(FIRST);
@@ -257,7 +273,7 @@ impl Evolution {
     /// # Errors
     /// Settings at odds, checkpoints or questions that cannot be read, videos with fewer candidates than key frames.
     pub fn new(settings: Settings, observe: Observer) -> Result<Self> {
-        settings.evolve.check()?;
+        settings.check()?;
         let device = Device::Cpu;
         let plan = memory_plan(&settings, &device)?;
         observe(Event::Memory(&plan));

@@ -16,7 +16,7 @@ use crate::models::qwen2_5_vl::packed::{Group, PackedBatch, Sharing};
 use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use crate::models::unet1d::UNet1d;
 use crate::ops::log_prob::{TokenLogProbs, log_probs};
-use crate::optim::Parameters;
+use crate::optim::{Parameters, add_gradients};
 
 /// Gradients by parameter.
 pub type Gradients = BTreeMap<String, Tensor>;
@@ -218,21 +218,10 @@ fn summed<P: Sync>(
     for parts in parts.chunks(at_once.max(1)) {
         for (gradients, of_part) in parts.par_iter().map(one).collect::<Result<Vec<_>>>()? {
             tally.merge(&of_part);
-            sum = Some(match sum {
-                None => gradients,
-                Some(sum) => added(sum, &gradients)?,
-            });
+            add_gradients(sum.get_or_insert_default(), gradients)?;
         }
     }
     Ok(sum)
-}
-
-fn added(sum: Gradients, more: &Gradients) -> Result<Gradients> {
-    let one = |(name, gradient): (String, Tensor)| match more.get(&name) {
-        Some(other) => Ok((name, (gradient + other)?)),
-        None => Ok((name, gradient)),
-    };
-    sum.into_iter().map(one).collect()
 }
 
 fn batch_gradients(

@@ -125,9 +125,9 @@ pub fn conversation(world: &World, lesson: Lesson, number: u64) -> Conversation 
         }
         Lesson::Watch => {
             let count = [4, 6, 8, 8, 8, 8, 12, 16].choose(&mut rng).copied().unwrap_or(8);
-            watch(world, &script, (number, count.min(script.seconds)), &mut rng)
+            watch(world, &script, number, count.min(script.seconds), &mut rng)
         }
-        Lesson::Follow => watch(world, &script, (number, dense(&script)), &mut rng),
+        Lesson::Follow => watch(world, &script, number, dense(&script), &mut rng),
         Lesson::Ask => ask(world, &script, number, &mut rng),
     }
 }
@@ -142,7 +142,7 @@ fn dense(script: &Script) -> usize {
     (least..script.seconds).find(|&count| seen(count)).unwrap_or(script.seconds)
 }
 
-fn watch(world: &World, script: &Script, (number, count): (u64, usize), rng: &mut StdRng) -> Conversation {
+fn watch(world: &World, script: &Script, number: u64, count: usize, rng: &mut StdRng) -> Conversation {
     let frames = uniform(script.seconds, count);
     let mut turns = vec![];
     if rng.random_bool(CAPTIONED) {

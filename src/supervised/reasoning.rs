@@ -1,6 +1,6 @@
 //! What the base model says before it answers: what the shown frames hold of what is asked about.
 
-use crate::data::world::{Family, Sample, Scene, Script, Thing};
+use crate::data::world::{Family, Kind, Phrase, Sample, Scene, Script, Thing, Wording};
 
 /// What is written where nothing of it is seen.
 const NOTHING: &str = "neither";
@@ -22,12 +22,16 @@ pub fn reasoning(script: &Script, sample: &Sample, frames: &[usize]) -> String {
 
 /// The things that `is_asked` picks in `frames` (seconds, ascending), scene by scene: `red car on sand, red car at night`.
 pub fn found(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> String {
-    let with = |at: &usize| {
-        let scene = &script.scenes[*at];
-        let things: Vec<String> = scene.things.iter().filter(|thing| is_asked(thing)).map(named).collect();
-        (!things.is_empty()).then(|| placed(&things.join(" and "), scene))
-    };
-    listed(&scenes(script, frames).iter().filter_map(with).collect::<Vec<_>>())
+    let said = scenes(script, frames).into_iter().filter_map(|at| said(&script.scenes[at], &is_asked));
+    listed(&said.collect::<Vec<_>>())
+}
+
+/// The things of a scene that are asked for, and where they are: `red car and blue boat on sand`.
+fn said(scene: &Scene, is_asked: impl Fn(&Thing) -> bool) -> Option<String> {
+    let things = scene.things.iter().filter(|thing| is_asked(thing));
+    let things: Vec<_> = things.map(|thing| (Some(thing.colour), thing.noun, None)).collect();
+    let phrase = Phrase { things, place: Some(scene.place), wording: Wording::Bare };
+    (!phrase.things.is_empty()).then(|| phrase.to_string())
 }
 
 /// Indices of the scenes that the frames are of.
@@ -43,37 +47,21 @@ fn listed(said: &[String]) -> String {
 
 /// The named thing, and what the scene right before or after it shows.
 fn neighbour(script: &Script, sample: &Sample, shown: &[usize]) -> Vec<String> {
-    let scene = |at: usize| {
-        let things: Vec<String> = script.scenes[at].things.iter().map(named).collect();
-        placed(&things.join(" and "), &script.scenes[at])
-    };
-    let Some(at) = shown.iter().position(|&at| script.scenes[at].things.iter().any(|t| asked(sample, t)))
-    else {
-        return vec![];
-    };
+    let named = |at: usize| said(&script.scenes[at], |thing| asked(sample, thing));
+    let Some((at, named)) = shown.iter().find_map(|&at| Some((at, named(at)?))) else { return vec![] };
     let after = sample.question.text().contains("after");
-    let of_named = script.scenes[shown[at]].things.iter().find(|thing| asked(sample, thing)).map(named);
-    let of_named = of_named.map(|name| placed(&name, &script.scenes[shown[at]]));
-    let beside = if after { shown[at] + 1 } else { shown[at].wrapping_sub(1) };
-    let beside = shown.contains(&beside).then(|| scene(beside));
-    let both = if after { [of_named, beside] } else { [beside, of_named] };
+    let beside = if after { at + 1 } else { at.wrapping_sub(1) };
+    let beside = if shown.contains(&beside) { said(&script.scenes[beside], |_| true) } else { None };
+    let both = if after { [Some(named), beside] } else { [beside, Some(named)] };
     both.into_iter().flatten().collect()
 }
 
 /// Whether the question is about this thing: its subjects are `a hammer`, any of that noun, or `a red hammer`.
 fn asked(sample: &Sample, thing: &Thing) -> bool {
+    let kind = Kind { colour: thing.colour, noun: thing.noun }.to_string();
     let subject = |subject: &String| {
         let words = subject.split_once(' ').map_or(subject.as_str(), |(_, words)| words);
-        words == thing.noun.name() || words == named(thing)
+        words == thing.noun.name() || words == kind
     };
     sample.subjects.iter().any(subject)
-}
-
-/// `red hammer`.
-pub fn named(thing: &Thing) -> String {
-    format!("{} {}", thing.colour.name(), thing.noun.name())
-}
-
-fn placed(what: &str, scene: &Scene) -> String {
-    format!("{what} {} {}", scene.place.preposition(), scene.place.name())
 }

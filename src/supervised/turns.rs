@@ -1,6 +1,5 @@
 //! Supervised training of a Qwen2.5-VL on conversations about frames: cross-entropy on the replies.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -17,7 +16,7 @@ use crate::models::qwen2_5_vl::packed::{Group, Sharing};
 use crate::models::qwen2_5_vl::processor::Patches;
 use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use crate::ops::log_prob::log_probs;
-use crate::optim::{AdamW, AdamWConfig, Parameters, clip_grad_norm};
+use crate::optim::{AdamW, AdamWConfig, Parameters, add_gradients, clip_grad_norm};
 use crate::text::{Message, Pad, Part, Role, expand_pads};
 
 /// Frames, and what is said about them: each turn is a text of the user's and the reply to be learned. A turn sees the frames
@@ -83,19 +82,6 @@ impl Encoded {
 /// Conversations that go through the model together. More would not be faster on a CPU: their activations leave the cache.
 const TOGETHER: usize = 4;
 
-fn add(sum: &mut BTreeMap<String, Tensor>, more: BTreeMap<String, Tensor>) -> candle_core::Result<()> {
-    for (name, gradient) in more {
-        match sum.entry(name) {
-            Entry::Vacant(entry) => drop(entry.insert(gradient)),
-            Entry::Occupied(mut entry) => {
-                let both = (entry.get() + gradient)?;
-                entry.insert(both);
-            }
-        }
-    }
-    Ok(())
-}
-
 impl TurnTrainer {
     /// Starts from the checkpoint in `dir`, in f32.
     ///
@@ -140,7 +126,7 @@ impl TurnTrainer {
         let (mut loss, mut length, mut gradients) = (0.0, 0, BTreeMap::new());
         for (of_part, tokens, received) in parts {
             (loss, length) = (loss + of_part, length + tokens);
-            add(&mut gradients, received)?;
+            add_gradients(&mut gradients, received)?;
         }
         let mut gradients = self.learned.complete(gradients)?;
         let grad_norm = clip_grad_norm(&mut gradients, self.max_grad_norm)?;
