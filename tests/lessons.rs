@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 use msjoe::checkpoint::random::{self, QwenSpec};
-use msjoe::data::world::{Family, Length, Span, Spec, Split, World, vocabulary};
+use msjoe::data::world::{Family, Length, NUMBERS, Span, Spec, Split, World, vocabulary};
 use msjoe::optim::AdamWConfig;
 use msjoe::supervised::lessons::{DESCRIBE, Lesson, conversation};
 use msjoe::supervised::reasoning::reasoning;
@@ -90,11 +90,17 @@ fn reasoning_says_what_the_frames_show_and_the_answer_follows_from_it() {
                 Family::Needle | Family::Category => said.starts_with(option.as_str()) && !said.contains(','),
                 Family::Neighbour => said.contains(option.as_str()),
                 Family::Order => match option.as_str() {
-                    "both at once" => said.contains(" and "),
-                    "neither" => said == "neither",
-                    first => said.starts_with(first),
+                    "both at once" => words(&said).all(|word| word == "both") && said.contains("both"),
+                    "neither" => words(&said).next().is_none(),
+                    first => words(&said).next().is_some_and(|word| first.ends_with(word)),
                 },
-                Family::Count => ["one", "two", "three", "four"][said.split(',').count() - 1] == option,
+                Family::Count => {
+                    let (frames, numbered) = said.split_once(", ").unwrap();
+                    let mut places: Vec<&str> = words(frames).collect();
+                    places.dedup();
+                    let [.., number, last] = numbered.split(' ').collect::<Vec<_>>()[..] else { panic!() };
+                    NUMBERS[places.len() - 1] == option && number == option && places.last() == Some(&last)
+                }
                 Family::Global => {
                     let count = |place: &str| said.split(' ').filter(|word| *word == place).count();
                     sample.question.options().iter().all(|other| count(option) >= count(other))
@@ -109,9 +115,15 @@ fn reasoning_says_what_the_frames_show_and_the_answer_follows_from_it() {
                 .filter(|s| !sample.evidence.iter().any(|range| range.contains(s)))
                 .collect();
             if !sample.evidence.is_empty() {
-                assert_eq!(reasoning(&script, &sample, &blind), "neither", "{}", sample.question.text());
+                let said = reasoning(&script, &sample, &blind);
+                assert!(said == "neither" || said == ".".repeat(blind.len()), "{}", sample.question.text());
             }
         }
     }
     assert!(checked.iter().all(|count| *count >= 20), "{checked:?}");
+}
+
+/// The words of frames that show something.
+fn words(said: &str) -> impl Iterator<Item = &str> {
+    said.split([' ', '.']).filter(|word| !word.is_empty())
 }

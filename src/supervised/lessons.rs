@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::contrastive::Batch;
 use super::patches::PatchBatch;
-use super::reasoning::{found, reasoning};
+use super::reasoning::{each, found, noun_of, place_of, reasoning};
 use super::turns::Conversation;
 use crate::data::world::{Colour, Family, Noun, Phrase, Place, Sample, Script, Split, Thing, World};
 use crate::select::uniform;
@@ -160,9 +160,29 @@ fn watch(world: &World, script: &Script, number: u64, count: usize, rng: &mut St
     Conversation { images: frames.iter().map(|&second| script.frame(second)).collect(), turns }
 }
 
-/// Something to find in the frames, by its noun or by its colour too, and where it is; now and then something that is not
-/// there. Questions name one or two things of a video: this is what makes a model find any of them.
+/// Something to find in the frames, by its noun or by its colour too: where it is, scene by scene or frame by frame, or
+/// which of two things each frame shows. Now and then something that is not there. Questions name one or two things of a
+/// video: this is what makes a model find any of them.
 fn drill(script: &Script, frames: &[usize], rng: &mut StdRng) -> (String, String) {
+    let (name, asked) = something(script, frames, rng);
+    match rng.random_range(0..8) {
+        0..3 => (format!("{DESCRIBE} {name}"), found(script, frames, asked)),
+        3..6 => (format!("place {name}"), each(script, frames, |scene| place_of(scene, &asked))),
+        _ => {
+            let (other, other_asked) = something(script, frames, rng);
+            let either = |thing: &Thing| asked(thing) || other_asked(thing);
+            let text = format!("which {name} or {other}");
+            (text, each(script, frames, |scene| noun_of(scene, either)))
+        }
+    }
+}
+
+/// `boat` or `red boat`, mostly of the frames, and whether a thing is one.
+fn something(
+    script: &Script,
+    frames: &[usize],
+    rng: &mut StdRng,
+) -> (String, impl Fn(&Thing) -> bool + use<>) {
     let second = frames.choose(rng).copied().unwrap_or_default();
     let shown = script.scene_at(second).things.choose(rng);
     let noun = match shown {
@@ -173,9 +193,9 @@ fn drill(script: &Script, frames: &[usize], rng: &mut StdRng) -> (String, String
         Some(thing) if rng.random_bool(0.85) => thing.colour,
         _ => Colour::ALL.choose(rng).copied().unwrap_or(Colour::ALL[0]),
     });
-    let asked = |thing: &Thing| thing.noun == noun && colour.is_none_or(|colour| thing.colour == colour);
-    let colour = colour.map(|colour| format!("{} ", colour.name())).unwrap_or_default();
-    (format!("{DESCRIBE} {colour}{}", noun.name()), found(script, frames, asked))
+    let said = colour.map(|colour| format!("{} ", colour.name())).unwrap_or_default();
+    let asked = move |thing: &Thing| thing.noun == noun && colour.is_none_or(|colour| thing.colour == colour);
+    (format!("{said}{}", noun.name()), asked)
 }
 
 fn ask(world: &World, script: &Script, number: u64, rng: &mut StdRng) -> Conversation {

@@ -32,6 +32,7 @@ mod thing;
 mod timeline;
 
 pub use phrase::{Phrase, Wording};
+pub use questions::NUMBERS;
 pub use sample::{Family, Sample, Split};
 pub use scene::{Scene, Script};
 pub use spec::{Length, Span, Spec};

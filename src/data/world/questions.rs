@@ -24,7 +24,7 @@ pub(super) struct Asked {
 }
 
 /// The numbers of the count family.
-pub(super) const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
+pub const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
 
 /// What questions are drawn from.
 pub(super) struct Source<'a> {
