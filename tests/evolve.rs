@@ -332,6 +332,14 @@ fn a_step_changes_what_learns_and_nothing_else() {
         let before: BTreeMap<_, _> = files.iter().map(|(name, t)| (name.clone(), values(t))).collect();
         let tally = trainer.step().unwrap();
         assert!(tally.get("frac_reward_zero_std").unwrap() < 1.0, "the test needs a step with a signal");
+        let time = |names: &[&str]| -> f64 { names.iter().filter_map(|name| tally.get(name)).sum() };
+        let parts = ["time/queries", "time/similarity", "time/frames", "time/answers"];
+        assert!(
+            parts.iter().all(|name| tally.get(name) > Some(0.0)) && time(&parts) <= time(&["time/rollout"])
+        );
+        assert_eq!(tally.get("time/log_probs").zip(tally.get("time/backward")).is_some(), model);
+        assert!(tally.get("time/optimizer") > Some(0.0));
+        assert!(time(&["time/rollout", "time/model", "time/sampler"]) <= time(&["step_time"]));
         let after = trainer.learner.files().unwrap();
         assert_eq!(after.contains_key("model"), model);
         assert_eq!(after.contains_key("sampler"), sampler);

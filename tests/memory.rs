@@ -97,7 +97,8 @@ fn free_memory_is_read() {
     assert!(available(&Device::Cpu).is_none_or(|bytes| bytes > 1 << 20));
 }
 
-const CHILD: &str = "MSJOE_TEST_MEMORY";
+/// Set in a process that measures itself, to what it should do.
+pub const CHILD: &str = "MSJOE_TEST_MEMORY";
 const TOKENS: usize = 8192;
 
 /// Every tensor a variable, filled with small numbers.
@@ -151,6 +152,11 @@ fn child_of_the_peak_test() {
         model.hidden_packed(&batch).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap()
     };
     std::hint::black_box(grads);
+    print_peak();
+}
+
+/// Prints the peak of this process's resident memory, for [`peak_of_child`].
+pub fn print_peak() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     println!("peak {}", line.trim().trim_end_matches(" kB"));
@@ -159,9 +165,14 @@ fn child_of_the_peak_test() {
 /// Bytes at the peak of a step.
 fn measured(layers: usize, keep: Keep) -> f64 {
     let keep = if keep == Keep::Inputs { "inputs" } else { "everything" };
+    peak_of_child("memory::child_of_the_peak_test", &format!("{layers} {keep}"))
+}
+
+/// Bytes at the peak of a process of its own that runs one test, which finds `what` in the variable [`CHILD`].
+pub fn peak_of_child(test: &str, what: &str) -> f64 {
     let out = Command::new(std::env::current_exe().unwrap())
-        .args(["memory::child_of_the_peak_test", "--exact", "--nocapture"])
-        .env(CHILD, format!("{layers} {keep}"))
+        .args([test, "--exact", "--nocapture"])
+        .env(CHILD, what)
         // Freed memory goes back at once, so that the peak is of what is in use.
         .envs([
             ("MALLOC_MMAP_THRESHOLD_", "65536"),

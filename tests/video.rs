@@ -15,6 +15,7 @@ use clips::{Clip, barcode, number, samples};
 
 mod bad;
 pub mod clips;
+mod memory;
 
 const GOLDEN: &[u8] = include_bytes!("golden/video_resize.safetensors");
 

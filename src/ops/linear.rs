@@ -6,6 +6,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
 
 use super::{column_sums, f32_slice, fused, with_slices};
 
@@ -118,32 +119,53 @@ fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, a: Opera
         y.len() >= m * n && a.0.len() > last(m, k, a.1) && b.0.len() > last(k, n, b.1),
         "product: out of bounds"
     );
-    let stride = |s: usize| s as isize;
-    // SAFETY: the assertion keeps every access inside the three buffers; `y` is borrowed exclusively.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            y.as_mut_ptr(),
-            1,
-            stride(n),
-            keep,
-            a.0.as_ptr(),
-            stride(a.1.1),
-            stride(a.1.0),
-            b.0.as_ptr(),
-            stride(b.1.1),
-            stride(b.1.0),
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            Parallelism::Rayon(rayon::current_num_threads()),
-        );
-    }
+    // Each thread computes columns of its own: `gemm` shares one product less well (LOG.md).
+    let threads = rayon::current_num_threads();
+    let step = n.div_ceil(threads).next_multiple_of(COLUMNS);
+    let columns: Vec<usize> = (0..n).step_by(step).collect();
+    let whole = if columns.len() == 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    let y = Output(y.as_mut_ptr());
+    columns.into_par_iter().for_each(|first| {
+        let width = step.min(n - first);
+        let stride = |s: usize| s as isize;
+        let y: *mut f32 = { y }.0;
+        // SAFETY: the assertion keeps every access inside the three buffers; `y` is borrowed exclusively, and no two
+        // calls write the same column.
+        unsafe {
+            gemm(
+                m,
+                width,
+                k,
+                y.add(first),
+                1,
+                stride(n),
+                keep,
+                a.0.as_ptr(),
+                stride(a.1.1),
+                stride(a.1.0),
+                b.0.as_ptr().add(first * b.1.1),
+                stride(b.1.1),
+                stride(b.1.0),
+                1.0,
+                scale,
+                false,
+                false,
+                false,
+                whole,
+            );
+        }
+    });
 }
+
+/// Columns that a thread computes by itself, at least.
+const COLUMNS: usize = 64;
+
+/// Where a product goes, shared by the threads that write columns of their own.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: see the only use.
+unsafe impl Sync for Output {}
 
 /// `y = keep * y + scale * x w^T` for `x` (m, k) and `w` (n, k).
 fn forward(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, x: &[f32], w: &[f32], scale: f32) {

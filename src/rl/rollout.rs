@@ -6,12 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::gallery::{Gallery, Showing};
 use super::plan::{Asking, Choosing, Plan, Shown};
+use super::tally::Tally;
 use super::trajectory::{Spoken, Task, Trajectory};
 use crate::error::{Error, Result};
 use crate::models::clip::Clip;
@@ -50,12 +52,37 @@ pub fn rollout(
     generations: u64,
     seed: u64,
 ) -> Result<Vec<Vec<Trajectory>>> {
+    Ok(timed(policy, gallery, tasks, plan, generations, seed)?.0)
+}
+
+/// [`rollout`] with the seconds of its four steps: `time/queries`, `time/similarity` (CLIP, the sampler and the
+/// draw), `time/frames` (decoding and vision tower) and `time/answers`.
+///
+/// # Errors
+/// As [`rollout`].
+pub fn timed(
+    policy: Policy,
+    gallery: &mut Gallery,
+    tasks: &[Task],
+    plan: &Plan,
+    generations: u64,
+    seed: u64,
+) -> Result<(Vec<Vec<Trajectory>>, Tally)> {
+    let mut tally = Tally::default();
     let rollout = Rollout { policy, tasks, plan, generations, seed };
     rollout.fits()?;
+    let at = Instant::now();
     let mut asked = rollout.ask(gallery)?;
+    tally.time("time/queries", at);
+    let at = Instant::now();
     let looked = rollout.look(&asked)?;
+    tally.time("time/similarity", at);
+    let at = Instant::now();
     let prompts = rollout.answer_prompts(gallery, &looked)?;
+    tally.time("time/frames", at);
+    let at = Instant::now();
     let answers = rollout.answers(&prompts)?;
+    tally.time("time/answers", at);
     let mut groups = vec![];
     for (t, (looked, answers)) in looked.into_iter().zip(answers).enumerate() {
         let task = &tasks[t];
@@ -75,7 +102,7 @@ pub fn rollout(
         }
         groups.push(group);
     }
-    Ok(groups)
+    Ok((groups, tally))
 }
 
 /// `k` of `t` frames spread over the ranges in turn; topped up evenly from the rest where the ranges are too short.

@@ -1,6 +1,7 @@
 //! Metrics that add up: over micro-batches, and to what one batch would have given.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Entry {
@@ -23,6 +24,11 @@ impl Tally {
     /// Adds to a total.
     pub fn sum(&mut self, name: &'static str, value: f64) {
         self.put(name, Entry::Sum(value));
+    }
+
+    /// Adds the seconds since `start` to a total.
+    pub fn time(&mut self, name: &'static str, start: Instant) {
+        self.sum(name, start.elapsed().as_secs_f64());
     }
 
     /// Lowers a minimum.

@@ -15,7 +15,7 @@ use super::config::{EvolveConfig, Worth};
 use super::gallery::Gallery;
 use super::learner::Learner;
 use super::reward::{Outcome, Reward};
-use super::rollout::rollout;
+use super::rollout::timed;
 use super::tally::Tally;
 use super::trajectory::{Task, Trajectory};
 use super::update::{Weighed, log_probs_of, model_gradients, sampler_gradients};
@@ -79,14 +79,16 @@ impl Trainer {
         })
     }
 
-    /// Rollout, reward, update of both models. Returns the step's metrics under the field's names.
+    /// Rollout, reward, update of both models. Returns the step's metrics under the field's names. Those under `time/` are
+    /// seconds: `rollout` holds `queries`, `similarity`, `frames` and `answers`; `model` and `sampler` hold `optimizer`;
+    /// `log_probs` and `backward` are the model's, summed over the threads that work side by side.
     ///
     /// # Errors
     /// Frames that cannot be decoded; a loss or gradient that is not finite, before anything was changed by it.
     pub fn step(&mut self) -> Result<Tally> {
         let (start, mut tally) = (Instant::now(), Tally::default());
         let groups = self.collect(&mut tally)?;
-        tally.sum("time/rollout", start.elapsed().as_secs_f64());
+        tally.time("time/rollout", start);
         let advantages = self.advantages(&groups)?;
 
         let at = Instant::now();
@@ -110,12 +112,14 @@ impl Trainer {
                 weighed.iter_mut().zip(old).for_each(|(one, old)| one.old = Some(old));
             }
             if let Some(gradients) = model_gradients(&pupil, &weighed, &self.config.model, &mut tally)? {
+                let at = Instant::now();
                 let norm = self.learner.step_model(gradients, rate, self.config.model.rate.max_grad_norm)?;
+                tally.time("time/optimizer", at);
                 tally.mean("grad_norm", norm, 1.0);
                 tally.max("learning_rate", rate);
             }
         }
-        tally.sum("time/model", at.elapsed().as_secs_f64());
+        tally.time("time/model", at);
 
         let at = Instant::now();
         if let Some((sampler, parameters)) = self.learner.student() {
@@ -126,15 +130,17 @@ impl Trainer {
             let gradients = sampler_gradients(sampler, parameters, &drawn, config, at_once, &mut tally)?;
             if let Some(gradients) = gradients {
                 let rate = config.rate.schedule(self.config.steps).rate(step);
+                let at = Instant::now();
                 let norm =
                     self.learner.step_sampler(gradients, rate, self.config.sampler.rate.max_grad_norm)?;
+                tally.time("time/optimizer", at);
                 tally.mean("sampler/grad_norm", norm, 1.0);
                 tally.max("sampler/learning_rate", rate);
             }
         }
-        tally.sum("time/sampler", at.elapsed().as_secs_f64());
+        tally.time("time/sampler", at);
         self.progress.step += 1;
-        tally.sum("step_time", start.elapsed().as_secs_f64());
+        tally.time("step_time", start);
         Ok(tally)
     }
 
@@ -144,7 +150,7 @@ impl Trainer {
         let wanted = self.config.questions;
         for round in 0..=self.config.resample {
             let tasks = self.next_tasks(wanted - groups.len());
-            let scored = self.scored(&tasks)?;
+            let scored = self.scored(&tasks, tally)?;
             self.report(&scored, tally)?;
             let last = round == self.config.resample;
             groups.extend(scored.into_iter().filter(|group| {
@@ -179,13 +185,14 @@ impl Trainer {
         picked
     }
 
-    fn scored(&mut self, tasks: &[Arc<Task>]) -> Result<Vec<Group>> {
+    fn scored(&mut self, tasks: &[Arc<Task>], tally: &mut Tally) -> Result<Vec<Group>> {
         // `taken` also tells the rounds of a step apart.
         let seed = self.config.seed.wrapping_mul(0x0100_0000_01B3) ^ self.progress.taken;
         let plain: Vec<Task> = tasks.iter().map(|task| Task::clone(task)).collect();
         let policy = self.learner.policy();
         let (plan, generations) = (&self.config.plan, self.config.generations);
-        let trajectories = rollout(policy, &mut self.gallery, &plain, plan, generations, seed)?;
+        let (trajectories, times) = timed(policy, &mut self.gallery, &plain, plan, generations, seed)?;
+        tally.merge(&times);
         let mut groups = vec![];
         for (task, trajectories) in tasks.iter().zip(trajectories) {
             let rewards =

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -250,6 +251,7 @@ fn batch_gradients(
     let written: Vec<f32> =
         batch.iter().flat_map(Weighed::turns).flat_map(|turn| turn.completion.log_probs.clone()).collect();
 
+    let at = Instant::now();
     let mut outcome = None;
     let mut loss_of = |hidden: &Tensor| -> Result<Tensor> {
         let chosen = chosen(pupil.model, hidden, &packed, pupil.temperature)?;
@@ -263,7 +265,7 @@ fn batch_gradients(
             entropies: Some(&chosen.entropies),
         };
         let loss = grpo_loss(&chosen.log_probs, &completions, totals, &config.grpo)?;
-        outcome = Some((loss.metrics, chosen.log_probs.detach()));
+        outcome = Some((loss.metrics, chosen.log_probs.detach(), Instant::now()));
         Ok(loss.loss)
     };
     let (loss, store) = if config.checkpointing {
@@ -280,8 +282,10 @@ fn batch_gradients(
         return Err(Error::Input(format!("the loss of the language model is {loss}")));
     }
     tally.sum("loss", loss);
-    if let Some((metrics, log_probs)) = outcome {
+    if let Some((metrics, log_probs, forward)) = outcome {
         tally.merge(&metrics);
+        tally.sum("time/log_probs", forward.duration_since(at).as_secs_f64());
+        tally.time("time/backward", forward);
         if old.is_none() {
             difference(&log_probs.to_vec1()?, &written, tally);
         }

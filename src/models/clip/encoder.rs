@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{Activation, EncoderConfig};
-use crate::nn::{LayerNorm, Linear};
+use crate::nn::{LayerNorm, Linear, add};
 use crate::ops::attention::{Mask, Segments, attention};
 
 #[derive(Debug, Clone)]
@@ -85,9 +85,9 @@ impl Layer {
             Some(rows) => (xs.index_select(rows, 0)?, mixed.index_select(rows, 0)?),
             None => (xs.clone(), mixed),
         };
-        let xs = (xs + self.self_attn.out.forward(&mixed)?)?;
+        let xs = add(&xs, &self.self_attn.out.forward(&mixed)?)?;
         let ys = self.mlp.forward(&self.layer_norm2.forward(&xs)?)?;
-        xs + ys
+        add(&xs, &ys)
     }
 }
 
