@@ -127,7 +127,11 @@ pub fn conversation(world: &World, lesson: Lesson, number: u64) -> Conversation 
             let count = [4, 6, 8, 8, 8, 8, 12, 16].choose(&mut rng).copied().unwrap_or(8);
             watch(world, &script, number, count.min(script.seconds), &mut rng)
         }
-        Lesson::Follow => watch(world, &script, number, dense(&script), &mut rng),
+        Lesson::Follow => {
+            // Once to three times as many as it takes, so that one scene is seen in one frame or in several.
+            let count = dense(&script) * rng.random_range(1..=3);
+            watch(world, &script, number, count.min(script.seconds), &mut rng)
+        }
         Lesson::Ask => ask(world, &script, number, &mut rng),
     }
 }
