@@ -73,20 +73,39 @@ fn pointwise_and_norms_equal_their_twins() {
     same("layer_norm", &[shifted, w, b], &|v| norm::layer_norm(&v[0], &v[1], &v[2], 1e-5), &|v| {
         norm::layer_norm_composed(&v[0], &v[1], &v[2], 1e-5)
     });
-    let (x, w, b) = (normal(&[19, 40], 5), normal(&[24, 40], 6), normal(&[24], 7));
-    same("linear", &[x.clone(), w.clone(), b], &|v| linear::linear(&v[0], &v[1], &v[2]), &|v| {
-        linear::linear_composed(&v[0], &v[1], &v[2])
-    });
-    let plain: Op = &|v| linear::linear_no_bias(&v[0], &v[1]);
-    same("linear_no_bias", &[x.clone(), w.clone()], plain, &|v| {
-        linear::linear_no_bias_composed(&v[0], &v[1])
-    });
-    let base = normal(&[19, 24], 8);
-    same("linear_onto", &[base, x, w], &|v| linear::linear_onto(&v[0], &v[1], &v[2], 0.7), &|v| {
-        linear::linear_onto_composed(&v[0], &v[1], &v[2], 0.7)
-    });
     let (a, b) = (normal(&[5, 7], 9), normal(&[5, 7], 10));
     same("add", &[a, b], &|v| pointwise::add(&v[0], &v[1]), &|v| &v[0] + &v[1]);
+}
+
+/// Rows, width in and width out: one row, few, many, several threads' worth; widths that fill no vector.
+#[test]
+fn affine_maps_equal_their_twins() {
+    let shapes = [
+        (19, 40, 24),
+        (1, 33, 1),
+        (1, 700, 401),
+        (2, 5, 17),
+        (3, 1, 3),
+        (7, 64, 150),
+        (16, 515, 330),
+        (17, 515, 330),
+    ];
+    for (m, k, n) in shapes {
+        let (x, w, b) = (normal(&[m, k], 5), normal(&[n, k], 6), normal(&[n], 7));
+        let name = |op: &str| format!("{op} ({m}, {k}) ({n}, {k})");
+        same(&name("linear"), &[x.clone(), w.clone(), b], &|v| linear::linear(&v[0], &v[1], &v[2]), &|v| {
+            linear::linear_composed(&v[0], &v[1], &v[2])
+        });
+        let plain: Op = &|v| linear::linear_no_bias(&v[0], &v[1]);
+        same(&name("linear_no_bias"), &[x.clone(), w.clone()], plain, &|v| {
+            linear::linear_no_bias_composed(&v[0], &v[1])
+        });
+        let base = normal(&[m, n], 8);
+        let onto: Op = &|v| linear::linear_onto(&v[0], &v[1], &v[2], 0.7);
+        same(&name("linear_onto"), &[base, x, w], onto, &|v| {
+            linear::linear_onto_composed(&v[0], &v[1], &v[2], 0.7)
+        });
+    }
 }
 
 /// Only what learns has a gradient; the others' would stay in memory to the end of the pass. Every subset of operands.

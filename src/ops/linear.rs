@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout,
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
+use super::few_rows::{FEW, few_rows};
 use super::{column_sums, f32_slice, fused, with_slices};
 
 /// `x` (M, K), `weight` (N, K), `bias` (N,) -> (M, N).
@@ -119,6 +120,9 @@ fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, a: Opera
         y.len() >= m * n && a.0.len() > last(m, k, a.1) && b.0.len() > last(k, n, b.1),
         "product: out of bounds"
     );
+    if m < FEW && a.1 == (k, 1) && b.1 == (1, k) {
+        return few_rows(y, (m, n, k), keep, a.0, b.0, scale);
+    }
     // Each thread computes columns of its own: `gemm` shares one product less well (LOG.md).
     let threads = rayon::current_num_threads();
     let step = n.div_ceil(threads).next_multiple_of(COLUMNS);

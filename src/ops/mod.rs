@@ -5,6 +5,7 @@ pub mod attention;
 pub mod attention_cached;
 mod attention_kernel;
 pub(crate) mod attention_packed;
+mod few_rows;
 pub mod heap;
 pub mod linear;
 pub mod log_prob;
