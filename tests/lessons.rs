@@ -127,3 +127,36 @@ fn reasoning_says_what_the_frames_show_and_the_answer_follows_from_it() {
 fn words(said: &str) -> impl Iterator<Item = &str> {
     said.split([' ', '.']).filter(|word| !word.is_empty())
 }
+
+/// A word or a point for every frame, and the answer that follows from them, in whatever is asked of any thing.
+#[test]
+fn drills_say_a_word_for_every_frame_and_answer_from_them() {
+    let world = clips();
+    let mut checked = [0; 2];
+    for number in 0..60 {
+        let lesson = conversation(&world, Lesson::Follow, number);
+        for (text, reply) in &lesson.turns {
+            let kind = usize::from(text.contains("which comes first"));
+            if kind == 0 && !text.contains("how many separate times") {
+                continue;
+            }
+            let (said, answer) =
+                reply.strip_prefix("<think>").unwrap().split_once("</think><answer>").unwrap();
+            let answer = answer.strip_suffix("</answer>").unwrap();
+            let (frames, numbered) = said.split_once(", ").unwrap_or((said, ""));
+            let points = frames.matches('.').count();
+            assert_eq!(words(frames).count() + points, lesson.images.len(), "{text}: {reply}");
+            if kind == 0 && !numbered.is_empty() {
+                let numbers: Vec<&str> = numbered.split(' ').step_by(2).collect();
+                assert_eq!(numbers, NUMBERS[..numbers.len()], "{reply}");
+                assert!(numbers.last() == Some(&answer), "{text}: {reply}");
+                checked[0] += 1;
+            } else if kind == 1 && points < lesson.images.len() {
+                let first = words(frames).next().unwrap();
+                assert!(answer.ends_with(first) || (first, answer) == ("both", "both at once"), "{reply}");
+                checked[1] += 1;
+            }
+        }
+    }
+    assert!(checked.iter().all(|count| *count > 50), "{checked:?}");
+}

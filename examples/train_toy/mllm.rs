@@ -64,7 +64,7 @@ const STAGES: [Stage; 3] = [
         learn: Learn::Text,
         steps: 3500.0,
         batch: 20,
-        shares: [0, 2, 20, 15, 60],
+        shares: [0, 2, 35, 13, 45],
         course: Shape::Cosine,
         measure: 500,
     },

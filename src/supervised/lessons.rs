@@ -10,11 +10,14 @@ use rayon::prelude::*;
 
 use super::contrastive::Batch;
 use super::patches::PatchBatch;
-use super::reasoning::{each, found, noun_of, place_of, reasoning};
+use super::reasoning::{BOTH, counted, found, nouns, reasoning};
 use super::turns::Conversation;
-use crate::data::world::{Colour, Family, Noun, Phrase, Place, Sample, Script, Split, Thing, World};
+use crate::data::world::{
+    Colour, Family, Kind, NUMBERS, Noun, Phrase, Place, Sample, Script, Split, Thing, World, first_options,
+    how_often, which_first,
+};
 use crate::select::uniform;
-use crate::text::{Dialogue, answer, query};
+use crate::text::{Dialogue, Question, answer, query};
 
 /// Most queries of a supervised query turn.
 const MAX_QUERIES: usize = 4;
@@ -164,42 +167,79 @@ fn watch(world: &World, script: &Script, number: u64, count: usize, rng: &mut St
     Conversation { images: frames.iter().map(|&second| script.frame(second)).collect(), turns }
 }
 
-/// Something to find in the frames, by its noun or by its colour too: where it is, scene by scene or frame by frame, or
-/// which of two things each frame shows. Now and then something that is not there. Questions name one or two things of a
-/// video: this is what makes a model find any of them.
+/// Something to find in the frames: where it is, how often it is shown, or which of two comes first. Now and then something
+/// that is not there. Questions name one or two things of a video: this is what makes a model find any of them.
 fn drill(script: &Script, frames: &[usize], rng: &mut StdRng) -> (String, String) {
-    let (name, asked) = something(script, frames, rng);
-    match rng.random_range(0..8) {
-        0..3 => (format!("{DESCRIBE} {name}"), found(script, frames, asked)),
-        3..6 => (format!("place {name}"), each(script, frames, |scene| place_of(scene, &asked))),
-        _ => {
-            let (other, other_asked) = something(script, frames, rng);
-            let either = |thing: &Thing| asked(thing) || other_asked(thing);
-            let text = format!("which {name} or {other}");
-            (text, each(script, frames, |scene| noun_of(scene, either)))
+    let kind = something(script, frames, rng);
+    let drill = match rng.random_range(0..8) {
+        0..3 => how_often_drill(script, frames, kind, rng),
+        3..5 => which_first_drill(script, frames, [kind, something(script, frames, rng)], rng),
+        _ => None,
+    };
+    drill.unwrap_or_else(|| match rng.random_bool(0.5) {
+        true => (format!("{DESCRIBE} {kind}"), found(script, frames, |thing| is(kind, thing))),
+        false => {
+            let noun = kind.noun;
+            (format!("{DESCRIBE} {}", noun.name()), found(script, frames, |thing| thing.noun == noun))
         }
-    }
+    })
 }
 
-/// `boat` or `red boat`, mostly of the frames, and whether a thing is one.
-fn something(
+fn is(kind: Kind, thing: &Thing) -> bool {
+    thing.noun == kind.noun && thing.colour == kind.colour
+}
+
+/// `None` for a thing that is not shown, or more often than there are options.
+fn how_often_drill(
     script: &Script,
     frames: &[usize],
+    kind: Kind,
     rng: &mut StdRng,
-) -> (String, impl Fn(&Thing) -> bool + use<>) {
+) -> Option<(String, String)> {
+    let (said, times) = counted(script, frames, |thing| is(kind, thing));
+    let number = NUMBERS.get(times.checked_sub(1)?)?;
+    let mut options = NUMBERS;
+    options.shuffle(rng);
+    let question = Question::new(how_often(kind), options).ok()?;
+    Some((Dialogue::Brief.answer(&question), answer::reasoned(&said, number)))
+}
+
+/// `None` for two things of one noun.
+fn which_first_drill(
+    script: &Script,
+    frames: &[usize],
+    [a, b]: [Kind; 2],
+    rng: &mut StdRng,
+) -> Option<(String, String)> {
+    if a.noun == b.noun {
+        return None;
+    }
+    let said = nouns(script, frames, |thing| is(a, thing) || is(b, thing));
+    let mut options = first_options(a, b);
+    let first = match said.split(['.', ' ']).find(|word| !word.is_empty()) {
+        None => 3,
+        Some(BOTH) => 2,
+        Some(noun) => usize::from(noun != a.noun.name()),
+    };
+    let reply = answer::reasoned(&said, &options[first]);
+    options.shuffle(rng);
+    let question = Question::new(which_first(a, b), options).ok()?;
+    Some((Dialogue::Brief.answer(&question), reply))
+}
+
+/// Mostly a thing of the frames.
+fn something(script: &Script, frames: &[usize], rng: &mut StdRng) -> Kind {
     let second = frames.choose(rng).copied().unwrap_or_default();
     let shown = script.scene_at(second).things.choose(rng);
     let noun = match shown {
         Some(thing) if rng.random_bool(0.85) => thing.noun,
         _ => Noun::ALL.choose(rng).copied().unwrap_or(Noun::ALL[0]),
     };
-    let colour = rng.random_bool(0.4).then(|| match shown {
+    let colour = match shown {
         Some(thing) if rng.random_bool(0.85) => thing.colour,
         _ => Colour::ALL.choose(rng).copied().unwrap_or(Colour::ALL[0]),
-    });
-    let said = colour.map(|colour| format!("{} ", colour.name())).unwrap_or_default();
-    let asked = move |thing: &Thing| thing.noun == noun && colour.is_none_or(|colour| thing.colour == colour);
-    (format!("{said}{}", noun.name()), asked)
+    };
+    Kind { noun, colour }
 }
 
 fn ask(world: &World, script: &Script, number: u64, rng: &mut StdRng) -> Conversation {

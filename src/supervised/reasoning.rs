@@ -6,28 +6,46 @@ use crate::data::world::{Family, Kind, NUMBERS, Phrase, Sample, Scene, Script, T
 const NOTHING: &str = "neither";
 /// What stands for a frame that shows nothing of it.
 const NO_WORD: &str = ".";
+/// What is said of a frame that shows both things.
+pub const BOTH: &str = "both";
 
 /// What `frames` (seconds, ascending) show of what `sample` asks about. Only what is shown is said, so that the words can be
 /// learned from the frames:
 /// - the thing and where it is, scene by scene, and for a neighbour also what is next to it;
-/// - for what is put in order, counted or weighed, a word for every frame ([`each`]), and then the occurrences by number:
+/// - for what is put in order, counted or weighed, a word for every frame , and then the occurrences by number:
 ///   `..water water.sand, one water two sand`.
 pub fn reasoning(script: &Script, sample: &Sample, frames: &[usize]) -> String {
     match sample.family {
         Family::Global => each(script, frames, |scene| Some(scene.place.name())),
         Family::Neighbour => listed(&neighbour(script, sample, &scenes(script, frames))),
-        Family::Order => each(script, frames, |scene| noun_of(scene, |thing| asked(sample, thing))),
-        Family::Count => {
-            let words = each(script, frames, |scene| place_of(scene, |thing| asked(sample, thing)));
-            let numbered = numbered(script, sample, frames);
-            if numbered.is_empty() { words } else { format!("{words}, {numbered}") }
-        }
+        Family::Order => nouns(script, frames, |thing| asked(sample, thing)),
+        Family::Count => counted(script, frames, |thing| asked(sample, thing)).0,
         Family::Needle | Family::Category => found(script, frames, |thing| asked(sample, thing)),
     }
 }
 
+/// What `is_asked` picks, frame by frame: its noun, and `both` where it picks two things.
+pub fn nouns(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> String {
+    each(script, frames, |scene| {
+        let mut shown = scene.things.iter().filter(|thing| is_asked(thing));
+        let first = shown.next()?;
+        Some(if shown.next().is_some() { BOTH } else { first.noun.name() })
+    })
+}
+
+/// The places of what `is_asked` picks, frame by frame, and its scenes by number; and their number.
+pub fn counted(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> (String, usize) {
+    let place = |scene: &Scene| scene.things.iter().any(&is_asked).then(|| scene.place.name());
+    let words = each(script, frames, place);
+    let places: Vec<_> =
+        scenes(script, frames).into_iter().filter_map(|at| place(&script.scenes[at])).collect();
+    let numbered = NUMBERS.iter().zip(&places).map(|(number, place)| format!("{number} {place}"));
+    let numbered = numbered.collect::<Vec<_>>().join(" ");
+    (if places.is_empty() { words } else { format!("{words}, {numbered}") }, places.len())
+}
+
 /// One word for each of `frames` (seconds, ascending), and a point where there is none: `..water water.sand`. A token a frame.
-pub fn each<'a>(script: &'a Script, frames: &[usize], word: impl Fn(&'a Scene) -> Option<&'a str>) -> String {
+fn each<'a>(script: &'a Script, frames: &[usize], word: impl Fn(&'a Scene) -> Option<&'a str>) -> String {
     let mut said = String::new();
     for &second in frames {
         match word(script.scene_at(second)) {
@@ -37,26 +55,6 @@ pub fn each<'a>(script: &'a Script, frames: &[usize], word: impl Fn(&'a Scene) -
         }
     }
     said
-}
-
-/// The place of a scene that shows what `is_asked` picks.
-pub fn place_of(scene: &Scene, is_asked: impl Fn(&Thing) -> bool) -> Option<&'static str> {
-    scene.things.iter().any(is_asked).then(|| scene.place.name())
-}
-
-/// The noun of what `is_asked` picks in a scene; `both` where it picks two things.
-pub fn noun_of(scene: &Scene, is_asked: impl Fn(&Thing) -> bool) -> Option<&'static str> {
-    let mut shown = scene.things.iter().filter(|thing| is_asked(thing));
-    let first = shown.next()?;
-    Some(if shown.next().is_some() { "both" } else { first.noun.name() })
-}
-
-/// `one water two sand`: the scenes that show what is counted.
-fn numbered(script: &Script, sample: &Sample, frames: &[usize]) -> String {
-    let scenes = scenes(script, frames).into_iter();
-    let places = scenes.filter_map(|at| place_of(&script.scenes[at], |thing| asked(sample, thing)));
-    let said = NUMBERS.iter().zip(places).map(|(number, place)| format!("{number} {place}"));
-    said.collect::<Vec<_>>().join(" ")
 }
 
 /// The things that `is_asked` picks in `frames` (seconds, ascending), scene by scene: `red car on sand, red car at night`.

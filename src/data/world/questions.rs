@@ -26,6 +26,21 @@ pub(super) struct Asked {
 /// The numbers of the count family.
 pub const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
 
+/// The question of the order family.
+pub fn which_first(a: Kind, b: Kind) -> String {
+    format!("which comes first, the {a} or the {b}?")
+}
+
+/// Its options: one, the other, both, none.
+pub fn first_options(a: Kind, b: Kind) -> [String; 4] {
+    [a.to_string(), b.to_string(), "both at once".into(), "neither".into()]
+}
+
+/// The question of the count family.
+pub fn how_often(kind: Kind) -> String {
+    format!("how many separate times is the {kind} shown?")
+}
+
 /// What questions are drawn from.
 pub(super) struct Source<'a> {
     pub spec: &'a Spec,
@@ -108,12 +123,12 @@ impl Source<'_> {
     }
 
     fn order(&self, a: Kind, b: Kind, case: Case) -> Asked {
-        let mut options = vec![a.to_string(), b.to_string(), "both at once".into(), "neither".into()];
+        let mut options = first_options(a, b).to_vec();
         options.swap(0, case as usize);
         let roles = [Role::Earlier, Role::Later, Role::Together];
         Asked {
             family: Family::Order,
-            text: format!("which comes first, the {a} or the {b}?"),
+            text: which_first(a, b),
             options,
             evidence: roles.into_iter().flat_map(|role| self.ranges(role)).collect(),
             subjects: vec![with_article(a), with_article(b)],
@@ -125,7 +140,7 @@ impl Source<'_> {
         options.swap(0, times - 1);
         Asked {
             family: Family::Count,
-            text: format!("how many separate times is the {kind} shown?"),
+            text: how_often(kind),
             options: options.into(),
             evidence: self.ranges(Role::Occurrence),
             subjects: vec![with_article(kind)],
