@@ -57,15 +57,9 @@ impl Clock<'_> {
 pub fn ops(device: &Device, rounds: usize, report: &mut Report) -> Result<()> {
     let clock = Clock { device, rounds };
     report.set_ceilings(ceilings(&clock)?);
-    let dtype = DType::BF16;
-    let packed = |report: &mut Report, name: &str, lengths: &[usize], mask, heads, width| {
-        attention(&clock, report, name, &Segments::new(lengths), mask, heads, width, dtype)
-    };
-    packed(report, "16k causal, width 128", &[16_384], Mask::Causal, (16, 16), 128)?;
-    packed(report, "8,892 tokens of 7B, causal", &[8_892], Mask::Causal, (28, 4), 128)?;
-    packed(report, "552 windows of 64 patches", &[64; 552], Mask::Full, (16, 16), 80)?;
-    packed(report, "32 slices of 1,104 patches", &[1_104; 32], Mask::Full, (16, 16), 80)?;
-    packed(report, "256 CLIP images", &[257; 256], Mask::Full, (16, 16), 64)?;
+    for one in &packed() {
+        attention(&clock, report, one)?;
+    }
     decoding(&clock, report, "decoding, one sequence of 10k", 1, 10_000, 0)?;
     decoding(&clock, report, "decoding, 8 behind a prefix of 10k", 8, 64, 10_000)?;
     for dtype in [DType::F32, DType::BF16] {
@@ -86,18 +80,35 @@ fn ceilings(clock: &Clock) -> Result<Ceilings> {
     Ok(Ceilings { tflops: Some(flop / product / 1e9), tbps: Some(moved / copy / 1e9) })
 }
 
-#[allow(clippy::too_many_arguments)] // a row of the table
-fn attention(
-    clock: &Clock,
-    report: &mut Report,
-    name: &str,
-    segments: &Segments,
+/// Packed sequences.
+struct Packed {
+    name: &'static str,
+    segments: Segments,
     mask: Mask,
-    (heads, kv_heads): (usize, usize),
+    heads: (usize, usize),
     width: usize,
-    dtype: DType,
-) -> Result<()> {
-    let rows = segments.total();
+}
+
+fn packed() -> [Packed; 5] {
+    let of = |name, lengths: &[usize], mask, heads, width| Packed {
+        name,
+        segments: Segments::new(lengths),
+        mask,
+        heads,
+        width,
+    };
+    [
+        of("16k causal, width 128", &[16_384], Mask::Causal, (16, 16), 128),
+        of("8,892 tokens of 7B, causal", &[8_892], Mask::Causal, (28, 4), 128),
+        of("552 windows of 64 patches", &[64; 552], Mask::Full, (16, 16), 80),
+        of("32 slices of 1,104 patches", &[1_104; 32], Mask::Full, (16, 16), 80),
+        of("256 CLIP images", &[257; 256], Mask::Full, (16, 16), 64),
+    ]
+}
+
+fn attention(clock: &Clock, report: &mut Report, packed: &Packed) -> Result<()> {
+    let Packed { name, ref segments, mask, heads: (heads, kv_heads), width } = *packed;
+    let (rows, dtype) = (segments.total(), DType::BF16);
     let of = |heads: usize| clock.normal(&[rows, heads, width], dtype);
     let (q, k, v, grad) = (of(heads)?, of(kv_heads)?, of(kv_heads)?, of(heads)?);
     let packing = Packing::of(segments, mask, (width as f32).powf(-0.5))?;

@@ -140,7 +140,7 @@ fn source<'a>(
     let (base, guard) = address(op, storage, stream)?;
     guards.push(guard);
     let at = base + (start * storage.dtype().size_in_bytes()) as u64;
-    if at % 16 != 0 {
+    if !at.is_multiple_of(16) {
         candle_core::bail!(
             "{op}: a tensor of shape {:?} begins {start} values into its storage, expected a multiple of 16 bytes",
             layout.dims()
