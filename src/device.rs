@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// Parses `cpu` or `cuda[:N]`.
 ///
 /// # Errors
-/// An unknown name, or a CUDA device that this build or machine does not have.
+/// An unknown name, a CUDA device that this build or machine does not have, or one that the kernels do not run on.
 pub fn device(name: &str) -> Result<Device> {
     match name.split_once(':').unwrap_or((name, "0")) {
         ("cpu", _) => Ok(Device::Cpu),
@@ -15,10 +15,22 @@ pub fn device(name: &str) -> Result<Device> {
             let ordinal = ordinal
                 .parse()
                 .map_err(|_| Error::Input(format!("device {name}: expected cuda:N with a number N")))?;
-            Device::new_cuda(ordinal).map_err(|e| Error::Input(format!("device {name} is not usable: {e}")))
+            cuda(ordinal).map_err(|e| Error::Input(format!("device {name} is not usable: {e}")))
         }
         _ => Err(Error::Input(format!("device {name}: expected cpu or cuda[:N]"))),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda(ordinal)?;
+    crate::ops::cuda::device::prepare(&device)?;
+    Ok(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_ordinal: usize) -> candle_core::Result<Device> {
+    candle_core::bail!("this program was built without CUDA; build it with --features cuda")
 }
 
 /// Parses `f32`, `bf16` or `f16`; `auto` is f32 on the CPU (half-precision products are far slower there) and bf16

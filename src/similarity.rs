@@ -1,12 +1,10 @@
 //! The similarity matrix: how well each query matches each frame.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-
-// Added to the squared length: far below the rounding of any real embedding, and it keeps a zero vector (similarity 0)
-// and its gradient finite.
-const SQUARED_LENGTH_EPS: f64 = 1e-16;
+use crate::ops::attention::has_kernels;
+use crate::ops::similarity::{self as pairs, Pair};
 
 /// Cosine similarity of every query with every frame: `queries` (Q, D), `frames` (T, D) -> (Q, T) in [-1, 1].
 ///
@@ -42,17 +40,9 @@ pub fn similarity(queries: &Tensor, frames: &Tensor) -> Result<Tensor> {
             "similarity: queries ({count}, {width}) and frames ({times}, {width}) must not be empty"
         )));
     }
-    let dtype = match (queries.dtype(), frames.dtype()) {
-        (DType::F64, DType::F64) => DType::F64,
-        _ => DType::F32,
-    };
-    let queries = unit(&queries.to_dtype(dtype)?)?;
-    let frames = unit(&frames.to_dtype(dtype)?)?;
-    // Rounding can leave the interval by an ulp; the true gradient at both ends is 0, as the clamp's.
-    Ok(queries.matmul(&frames.t()?)?.clamp(-1., 1.)?)
-}
-
-fn unit(rows: &Tensor) -> Result<Tensor> {
-    let length = (rows.sqr()?.sum_keepdim(D::Minus1)? + SQUARED_LENGTH_EPS)?.sqrt()?;
-    Ok(rows.broadcast_div(&length)?)
+    if has_kernels(queries) && width.is_multiple_of(8) && queries.dtype() == frames.dtype() {
+        let pair = Pair { queries: count, frames: times };
+        return Ok(pairs::similarity(queries, frames, &[pair], 1.0)?.reshape((count, times))?);
+    }
+    Ok(pairs::cosines(queries, frames)?)
 }

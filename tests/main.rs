@@ -10,6 +10,7 @@ mod feature_cache;
 mod gradcheck;
 mod grpo;
 mod hub;
+mod kernels;
 mod lessons;
 mod log_prob;
 mod lora;

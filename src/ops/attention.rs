@@ -6,9 +6,12 @@
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 
 use super::attention_packed::{Heads, Kernel};
+use super::kernels;
 use super::{f32_slice, fused, with_slices};
 
 /// Which keys a query may see inside its segment.
@@ -74,6 +77,16 @@ impl Segments {
         self.bounds.last().copied().unwrap_or(0)
     }
 
+    /// Number of rows of each segment.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.bounds.windows(2).map(|bounds| bounds[1] - bounds[0])
+    }
+
+    /// The segment that each one continues.
+    pub fn prefixes(&self) -> &[Option<usize>] {
+        &self.prefixes
+    }
+
     /// First row of each segment.
     pub fn starts(&self) -> &[usize] {
         &self.bounds[..self.bounds.len() - 1]
@@ -97,10 +110,11 @@ impl Segments {
 
 /// `softmax(scale * q k^T) v` inside each segment: `q` (L, H, D), `k` and `v` (L, Hkv, D) -> (L, H, D).
 ///
-/// Query head `h` uses key head `h / (H / Hkv)`.
+/// Query head `h` uses key head `h / (H / Hkv)`. f32 on the CPU, and f32, bf16 and f16 on a CUDA device, have kernels;
+/// everything else is composed.
 ///
 /// # Errors
-/// Ranks, widths, head counts or lengths that do not fit each other or the segments.
+/// Ranks, widths, head counts or lengths that do not fit each other or the segments; on a CUDA device, a width above 128.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -121,14 +135,23 @@ pub fn attention(
             segments.total()
         )
     }
+    let kernel = Kernel { segments: segments.clone(), mask, scale: scale as f32 };
+    let op = Attention { kernel, saved: Mutex::new(None) };
+    if has_kernels(q) && l > 0 {
+        kernels::check_same("attention", &[q, k, v])?;
+        let [q, k, v] = [q, k, v].map(kernels::attention::padded);
+        let out = q?.apply_op3(&k?, &v?, op)?;
+        return if out.dim(2)? == d { Ok(out) } else { out.narrow(2, 0, d)?.contiguous() };
+    }
     if !fused(q) {
         return attention_composed(q, k, v, segments, mask, scale);
     }
-    let op = Attention {
-        kernel: Kernel { segments: segments.clone(), mask, scale: scale as f32 },
-        lse: Mutex::new(None),
-    };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+/// Whether the CUDA kernels apply. f64, for gradient checks, is composed everywhere.
+pub(crate) fn has_kernels(xs: &Tensor) -> bool {
+    xs.device().is_cuda() && xs.dtype() != DType::F64
 }
 
 /// The composed twin of [`attention`]: the same result from plain tensor operations, any device and dtype; softmax in
@@ -201,11 +224,8 @@ pub(super) fn softmax_product(
     let (lq, lk) = (q.dim(2)?, k.dim(2)?);
     let dtype = q.dtype();
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
-    let scores = if dtype.is_float() && dtype.size_in_bytes() < 4 {
-        scores.to_dtype(candle_core::DType::F32)?
-    } else {
-        scores
-    };
+    let scores =
+        if dtype.is_float() && dtype.size_in_bytes() < 4 { scores.to_dtype(DType::F32)? } else { scores };
     let scores = match before {
         Some(before) if lq > 1 => {
             let mask: Vec<f32> = (0..lq)
@@ -221,8 +241,25 @@ pub(super) fn softmax_product(
 
 struct Attention {
     kernel: Kernel,
-    /// (H, L), kept for the backward.
-    lse: Mutex<Option<Vec<f32>>>,
+    saved: Mutex<Option<Saved>>,
+}
+
+/// The log-sum-exp (H, L), kept for the backward.
+enum Saved {
+    Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Device(Tensor),
+}
+
+impl Attention {
+    fn save(&self, saved: Saved) {
+        *self.saved.lock().unwrap_or_else(|e| e.into_inner()) = Some(saved);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn packing(&self) -> Result<kernels::attention::Packing> {
+        kernels::attention::Packing::of(&self.kernel.segments, self.kernel.mask, self.kernel.scale)
+    }
 }
 
 impl CustomOp3 for Attention {
@@ -243,8 +280,24 @@ impl CustomOp3 for Attention {
         let heads = Heads::of(lq.shape(), lk.shape())?;
         let values = [f32_slice(op, q, lq)?, f32_slice(op, k, lk)?, f32_slice(op, v, lv)?];
         let (out, lse) = self.kernel.forward(values, heads);
-        *self.lse.lock().unwrap_or_else(|e| e.into_inner()) = Some(lse);
+        self.save(Saved::Host(lse));
         Ok((CpuStorage::F32(out), lq.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        lq: &Layout,
+        k: &CudaStorage,
+        lk: &Layout,
+        v: &CudaStorage,
+        lv: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let inputs = [(q, lq), (k, lk), (v, lv)];
+        let (out, shape, lse) = super::cuda::attention::attend(&self.packing()?, inputs)?;
+        self.save(Saved::Device(lse));
+        Ok((out, shape))
     }
 
     fn bwd(
@@ -255,9 +308,16 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let lse = self.lse.lock().unwrap_or_else(|e| e.into_inner());
-        let Some(lse) = lse.as_ref() else { candle_core::bail!("attention: backward without a forward") };
-        let [dq, dk, dv] = gradients(&self.kernel, [q, k, v, out, &grad.contiguous()?], lse)?;
+        let saved = self.saved.lock().unwrap_or_else(|e| e.into_inner());
+        let grad = &grad.contiguous()?;
+        let [dq, dk, dv] = match saved.as_ref() {
+            Some(Saved::Host(lse)) => gradients(&self.kernel, [q, k, v, out, grad], lse)?,
+            #[cfg(feature = "cuda")]
+            Some(Saved::Device(lse)) => {
+                super::cuda::attention::gradients(&self.packing()?, [q, k, v, out, grad, lse])?
+            }
+            None => candle_core::bail!("attention: backward without a forward"),
+        };
         Ok((q.track_op().then_some(dq), k.track_op().then_some(dk), v.track_op().then_some(dv)))
     }
 }

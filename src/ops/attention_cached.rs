@@ -1,12 +1,16 @@
 //! Attention of new tokens over cached keys, for generation. Outside autograd: the cache is written in place.
 
+use std::collections::HashMap;
 use std::ops::{Deref, Range};
 
 use candle_core::{Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::attention::{repeat_heads, softmax_product};
+use super::attention::{Mask, has_kernels, repeat_heads, softmax_product};
 use super::attention_kernel::{BLOCK, Block, Out, Part, Rows, block_rows};
+use super::kernels::attention::Packing;
+use super::kernels::decode::Run;
+use super::kernels::{check_same, offsets};
 use super::{f32_slice, fused};
 
 /// What the new tokens of one sequence attend to.
@@ -22,6 +26,52 @@ impl CachedKeys {
     fn keys(&self) -> Result<usize> {
         self.parts.iter().map(|(k, _)| k.dim(0)).sum()
     }
+
+    /// The distinct pairs of keys and values, in order, and which of them each sequence attends to. A part that several
+    /// sequences share is one pair: the same rows of the same storage.
+    pub fn distinct<'a>(sequences: impl Iterator<Item = &'a Self>) -> (Vec<(Tensor, Tensor)>, Vec<Vec<Run>>) {
+        let (mut pairs, mut places) = (vec![], HashMap::new());
+        let runs = sequences.map(|sequence| {
+            let parts = sequence.parts.iter().filter(|(k, _)| k.dims()[0] > 0).map(|(k, v)| {
+                let pair = *places.entry((place(k), place(v))).or_insert_with(|| {
+                    pairs.push((k.clone(), v.clone()));
+                    pairs.len() - 1
+                });
+                Run { pair, len: k.dims()[0] }
+            });
+            parts.collect()
+        });
+        let runs = runs.collect();
+        (pairs, runs)
+    }
+
+    /// All keys and all values, one sequence behind the other, and where each begins.
+    ///
+    /// # Errors
+    /// Tensors that do not fit each other, more rows than can be counted.
+    pub fn packed(sequences: &[Self], scale: f32) -> Result<(Tensor, Tensor, Packing)> {
+        let (keys, values): (Vec<_>, Vec<_>) =
+            sequences.iter().flat_map(|sequence| sequence.parts.iter().cloned()).unzip();
+        if keys.is_empty() {
+            candle_core::bail!("attention over a cache: {} sequences without keys", sequences.len())
+        }
+        let op = "attention over a cache";
+        let lengths = sequences.iter().map(Self::keys).collect::<Result<Vec<_>>>()?;
+        let packing = Packing {
+            cu_q: offsets(op, sequences.iter().map(|sequence| sequence.rows))?,
+            cu_k: offsets(op, lengths)?,
+            prefixes: vec![],
+            mask: Mask::Causal,
+            scale,
+        };
+        Ok((Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?, packing))
+    }
+}
+
+/// Storage, first value and rows.
+fn place(xs: &Tensor) -> (usize, usize, usize) {
+    let (storage, layout) = xs.storage_and_layout();
+    (&*storage as *const Storage as usize, layout.start_offset(), layout.dims()[0])
 }
 
 /// Causal attention of the packed queries `q` (L, H, D), `sequences[i].rows` of them per sequence -> (L, H, D).
@@ -52,11 +102,26 @@ pub fn attention_cached(q: &Tensor, sequences: &[CachedKeys], scale: f64) -> Res
             candle_core::bail!("attention: {} new rows, but only {} keys", sequence.rows, sequence.keys()?)
         }
     }
+    if has_kernels(q) && l > 0 {
+        let parts = sequences.iter().flat_map(|s| &s.parts).flat_map(|(k, v)| [k, v]);
+        check_same("attention over a cache", &std::iter::once(q).chain(parts).collect::<Vec<_>>())?;
+        return on_device(q, sequences, scale);
+    }
     if fused(q) {
         fused_cached(&q.contiguous()?, sequences, scale as f32)
     } else {
         composed(q, sequences, scale)
     }
+}
+
+#[cfg(feature = "cuda")]
+fn on_device(q: &Tensor, sequences: &[CachedKeys], scale: f64) -> Result<Tensor> {
+    super::cuda::attention::cached(q, sequences, scale)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_device(q: &Tensor, sequences: &[CachedKeys], scale: f64) -> Result<Tensor> {
+    composed(q, sequences, scale)
 }
 
 /// The composed twin of [`attention_cached`].

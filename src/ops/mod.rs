@@ -1,12 +1,16 @@
 //! Custom operations: each has a fused CPU forward, a backward, and a composed twin made of plain tensor operations
-//! that it is tested against. A fused form is taken for f32 on the CPU; everything else goes the composed way.
+//! that it is tested against. A fused form is taken for f32 on the CPU; everything else goes the composed way, except
+//! where a CUDA device has kernels: attention and similarity.
 
 pub mod attention;
 pub mod attention_cached;
 mod attention_kernel;
 pub(crate) mod attention_packed;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod few_rows;
 pub mod heap;
+pub mod kernels;
 pub mod linear;
 pub mod log_prob;
 mod log_prob_kernel;
@@ -14,6 +18,7 @@ pub mod norm;
 pub mod pointwise;
 pub mod rope;
 pub(crate) mod simd;
+pub mod similarity;
 pub mod vjp;
 
 use std::ops::Range;

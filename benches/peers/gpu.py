@@ -1,0 +1,216 @@
+"""The PyTorch twin of examples/gpu_check: the same shapes under the same names, each SDPA backend, and transformers' Qwen2.5-VL.
+
+    pip install transformers==4.51.3 torch==2.7.1
+    python gpu.py --out peers [--ours gpu/gpu.json] [--rounds 15] [--model]
+
+Times are medians of warm runs by CUDA events, on inputs larger than the cache. Writes gpu.json to --out, and with --ours prints
+both programs side by side. --model adds the 7B shape with random weights: vision and prefill of 64 frames, decoding.
+Ends with 1 without a GPU.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+WARM = 2
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+# Name, lengths, causal, query heads, key heads, width: those of examples/gpu_check/timing.rs.
+ATTENTION = [
+    ("16k causal, width 128", [16_384], True, 16, 16, 128),
+    ("8,892 tokens of 7B, causal", [8_892], True, 28, 4, 128),
+    ("552 windows of 64 patches", [64] * 552, False, 16, 16, 80),
+    ("32 slices of 1,104 patches", [1_104] * 32, False, 16, 16, 80),
+    ("256 CLIP images", [257] * 256, False, 16, 16, 64),
+]
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--out", type=pathlib.Path, required=True)
+parser.add_argument("--ours", type=pathlib.Path, help="gpu.json of examples/gpu_check")
+parser.add_argument("--rounds", type=int, default=15)
+parser.add_argument("--model", action="store_true", help="the 7B shape too")
+args = parser.parse_args()
+if not torch.cuda.is_available():
+    print("error: no GPU: torch.cuda.is_available() is false", file=sys.stderr)
+    sys.exit(1)
+torch.manual_seed(0)
+times = []
+
+
+def median(f):
+    """Median milliseconds of f(round)."""
+    values = []
+    for i in range(WARM + args.rounds):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        f(i)
+        end.record()
+        torch.cuda.synchronize()
+        values.append(start.elapsed_time(end))
+    return statistics.median(values[WARM:])
+
+
+def note(what, backend, milliseconds):
+    print(f"{what}, {backend}: {milliseconds:.3f} ms", file=sys.stderr)
+    times.append({"what": what, "with": backend, "milliseconds": milliseconds})
+
+
+def attempt(what, backend, f):
+    """A backend that does not take a shape is left out, and that is said."""
+    try:
+        note(what, backend, median(f))
+    except RuntimeError as error:
+        print(f"{what}, {backend}: {str(error).splitlines()[0]}", file=sys.stderr)
+    torch.cuda.empty_cache()
+
+
+def normal(*shape, dtype=torch.bfloat16):
+    return torch.randn(*shape, device="cuda", dtype=dtype)
+
+
+def attention():
+    for name, lengths, causal, heads, kv_heads, width in ATTENTION:
+        count, length = len(lengths), lengths[0]
+        q, grad = normal(count, heads, length, width), normal(count, heads, length, width)
+        k, v = normal(count, kv_heads, length, width), normal(count, kv_heads, length, width)
+        for backend, kind in BACKENDS.items():
+            def forward(_, q=q, k=k, v=v):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != kv_heads)
+
+            with sdpa_kernel(kind):
+                with torch.no_grad():
+                    attempt(f"attention forward, {name}", backend, forward)
+                try:
+                    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+                    out = forward(0, *leaves)
+                except RuntimeError:
+                    continue
+                attempt(
+                    f"attention backward, {name}",
+                    backend,
+                    lambda _: torch.autograd.grad(out, leaves, grad, retain_graph=True),
+                )
+                del out, leaves
+
+
+def decoding():
+    for name, sequences, keys in [
+        ("decoding, one sequence of 10k", 1, 10_000),
+        ("decoding, 8 behind a prefix of 10k", 8, 10_064),
+    ]:
+        # PyTorch shares no prefix: each sequence has a copy of it.
+        layers = [(normal(sequences, 4, keys, 128), normal(sequences, 4, keys, 128)) for _ in range(8)]
+        q = normal(sequences, 28, 1, 128)
+        for backend, kind in BACKENDS.items():
+            with sdpa_kernel(kind), torch.no_grad():
+                attempt(name, backend, lambda i: F.scaled_dot_product_attention(q, *layers[i % 8], enable_gqa=True))
+
+
+def similarity():
+    for dtype, short in [(torch.float32, "f32"), (torch.bfloat16, "bf16")]:
+        queries, frames = normal(1_000, 8, 768, dtype=dtype), normal(1_000, 3_600, 768, dtype=dtype)
+
+        def compare(q, f):
+            return F.normalize(q.float(), dim=-1) @ F.normalize(f.float(), dim=-1).transpose(1, 2)
+
+        name = f"1000 x (8 x 3,600 x 768), {short}"
+        with torch.no_grad():
+            attempt(f"similarity forward, {name}", "normalize, matmul", lambda _: compare(queries, frames))
+        try:
+            leaves = [x.requires_grad_() for x in (queries, frames)]
+            out = compare(*leaves)
+            grad = torch.randn_like(out)
+            attempt(
+                f"similarity backward, {name}",
+                "normalize, matmul",
+                lambda _: torch.autograd.grad(out, leaves, grad, retain_graph=True),
+            )
+        except RuntimeError as error:
+            print(f"similarity backward, {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        leaves = out = grad = queries = frames = None
+        torch.cuda.empty_cache()
+
+
+def model():
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    folder = pathlib.Path(__file__).parents[2] / "models/qwen2.5-vl-7b"
+    config = Qwen2_5_VLConfig(**json.loads((folder / "config.json").read_text()), attn_implementation="sdpa")
+    with torch.device("cuda"), default_dtype(torch.bfloat16):
+        model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    grid = torch.tensor([[32, 24, 46]], device="cuda")
+    patches = int(grid.prod())
+    pixels = normal(patches, 1176)
+    ids = [*range(1_000, 1_030), *[config.video_token_id] * (patches // 4), *range(2_000, 2_030)]
+    ids = torch.tensor([ids], device="cuda")
+    given = dict(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values_videos=pixels,
+        video_grid_thw=grid,
+        second_per_grid_ts=torch.tensor([1.0], device="cuda"),
+        do_sample=False,
+    )
+    prefills, decodes = [], []
+    for _ in range(4):
+        seconds = []
+        for new in (1, 65):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            with torch.inference_mode():
+                model.generate(**given, min_new_tokens=new, max_new_tokens=new)
+            torch.cuda.synchronize()
+            seconds.append(1e3 * (time.perf_counter() - start))
+        prefills.append(seconds[0])
+        decodes.append(seconds[1] - seconds[0])
+    note("7B, vision and prefill of 64 frames", "transformers, sdpa", statistics.median(prefills[1:]))
+    note("7B, decoding of one sequence", "transformers, sdpa", statistics.median(decodes[1:]))
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+attention()
+decoding()
+similarity()
+if args.model:
+    model()
+result = {"torch": torch.__version__, "device": torch.cuda.get_device_name(), "times": times}
+args.out.mkdir(parents=True, exist_ok=True)
+partial = args.out / "gpu.json.tmp"
+partial.write_text(json.dumps(result, indent=2))
+partial.rename(args.out / "gpu.json")
+if args.ours:
+    ours = json.loads(args.ours.read_text())
+    if ours["device"] != result["device"]:
+        print(f"other cards: {ours['device']} and {result['device']}", file=sys.stderr)
+    print("| operation | msjoe, ms | best of PyTorch, ms | with | times as fast |")
+    print("|---|---|---|---|---|")
+    for one in ours["times"]:
+        peers = [peer for peer in times if peer["what"] == one["what"]]
+        if not peers:
+            print(f"| {one['what']} | {one['milliseconds']:.3f} | not measured | | |")
+            continue
+        best = min(peers, key=lambda peer: peer["milliseconds"])
+        ratio = best["milliseconds"] / one["milliseconds"]
+        print(f"| {one['what']} | {one['milliseconds']:.3f} | {best['milliseconds']:.3f} | {best['with']} | {ratio:.2f} |")
+else:
+    print(json.dumps(result))

@@ -1,0 +1,33 @@
+//! What a device must be before kernels are launched on it.
+
+use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
+use candle_core::{Device, Result};
+
+use super::failed;
+use crate::ops::kernels::capability::{self, Capability};
+
+/// Checks the device's compute capability against what was built, and turns off the tracking of every tensor by events,
+/// which one stream does not need and which costs two events for each allocation.
+///
+/// # Errors
+/// A device that the kernels do not run on; the driver's.
+pub fn prepare(device: &Device) -> Result<()> {
+    let cuda = device.as_cuda_device()?;
+    let stream = cuda.cuda_stream();
+    let (major, minor) =
+        stream.context().compute_capability().map_err(|e| failed("cuda", "compute capability", e))?;
+    capability::check(Capability { major: major as u32, minor: minor as u32 }, capability::built())?;
+    // SAFETY: this crate uses one stream for a device, so nothing is freed or written while another stream reads it.
+    unsafe { cuda.disable_event_tracking() };
+    Ok(())
+}
+
+/// Multiprocessors of the device.
+///
+/// # Errors
+/// Another device than CUDA; the driver's.
+pub fn multiprocessors(device: &Device) -> Result<usize> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    let count = device.as_cuda_device()?.cuda_stream().context().attribute(attribute);
+    count.map(|count| count as usize).map_err(|e| failed("cuda", "multiprocessors", e))
+}

@@ -1,0 +1,54 @@
+//! Which devices the kernels run on.
+
+use candle_core::Result;
+
+/// A device's compute capability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Capability {
+    /// The number before the point.
+    pub major: u32,
+    /// The number behind it.
+    pub minor: u32,
+}
+
+impl Capability {
+    /// From `86` for 8.6, as `CUDA_COMPUTE_CAP` has it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let number: u32 = text.trim().parse().ok()?;
+        (number >= 10).then_some(Self { major: number / 10, minor: number % 10 })
+    }
+}
+
+impl std::fmt::Display for Capability {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// What this crate's own kernels need: the code for 8.0 runs on everything later.
+pub const LEAST: Capability = Capability { major: 8, minor: 0 };
+
+/// What the tensor library's kernels were built for, where the build said so.
+pub fn built() -> Option<Capability> {
+    option_env!("MSJOE_COMPUTE_CAP").and_then(Capability::parse)
+}
+
+/// That a device runs what was built.
+///
+/// # Errors
+/// A device older than the kernels, or than what the tensor library was built for.
+pub fn check(device: Capability, built: Option<Capability>) -> Result<()> {
+    if device < LEAST {
+        candle_core::bail!(
+            "cuda: this device has compute capability {device}, the kernels need {LEAST} or later; use --device cpu"
+        )
+    }
+    match built {
+        Some(built) if built > device => candle_core::bail!(
+            "cuda: this program was built for compute capability {built}, this device has {device}; rebuild with CUDA_COMPUTE_CAP={}{}",
+            device.major,
+            device.minor
+        ),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,165 @@
+//! Attention of one new row per sequence over cached keys: `kernels/attention_decode.cu`.
+
+use candle_core::{DType, Result};
+
+use super::Argument::{Float, Int};
+use super::attention::Shape;
+use super::{Buffer, Element, Program, int, tile_bytes};
+
+/// Keys of a tile; pieces are cut at multiples of it.
+const TILE: usize = 64;
+
+/// A run of keys that a sequence attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Which pair of key and value tensors. Sequences that name the same one share it, and it is read once.
+    pub pair: usize,
+    /// Rows of it, from the first.
+    pub len: usize,
+}
+
+/// What `sequences[i]`, whose query is row `i`, attends to, and how the work is cut.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cached {
+    /// Runs of each sequence, in any order.
+    pub sequences: Vec<Vec<Run>>,
+    /// Factor of the scores, above 0.
+    pub scale: f32,
+    /// Multiprocessors of the device.
+    pub multiprocessors: usize,
+}
+
+/// Keys of one pair for several queries in a row.
+struct Item {
+    pair: usize,
+    first_key: usize,
+    keys: usize,
+    first_query: usize,
+    queries: usize,
+}
+
+impl Cached {
+    fn check(&self, op: &str, shape: &Shape) -> Result<()> {
+        if self.sequences.len() != shape.rows {
+            candle_core::bail!("{op}: {} sequences for {} rows of queries", self.sequences.len(), shape.rows)
+        }
+        if !(self.scale > 0.0 && self.scale.is_finite()) {
+            candle_core::bail!("{op}: scale {} is not above 0", self.scale)
+        }
+        if shape.heads / shape.kv_heads > 64 {
+            candle_core::bail!(
+                "{op}: {} query heads for {} key heads; the kernels take up to 64 for each",
+                shape.heads,
+                shape.kv_heads
+            )
+        }
+        let pairs = self.sequences.iter().flatten().map(|run| run.pair + 1).max().unwrap_or(0);
+        int(op, "keys", pairs)?;
+        Ok(())
+    }
+
+    /// Keys of a piece: so many that two blocks come to each multiprocessor.
+    fn piece(&self, kv_heads: usize) -> usize {
+        let keys: usize = self.sequences.iter().flatten().map(|run| run.len).sum();
+        let even = (keys * kv_heads).div_ceil(2 * self.multiprocessors.max(1));
+        even.next_multiple_of(TILE).max(TILE)
+    }
+
+    /// Items of at most `most` queries: neighbouring sequences with the same run are served together.
+    fn items(&self, most: usize, piece: usize) -> Vec<Item> {
+        let mut uses: Vec<(usize, usize, usize)> = (self.sequences.iter().enumerate())
+            .flat_map(|(query, runs)| runs.iter().map(move |run| (run.pair, run.len, query)))
+            .collect();
+        uses.sort_unstable();
+        let mut groups: Vec<(usize, usize, usize, usize)> = vec![];
+        for (pair, len, query) in uses {
+            match groups.last_mut() {
+                Some((p, l, first, count))
+                    if (*p, *l) == (pair, len) && *first + *count == query && *count < most =>
+                {
+                    *count += 1;
+                }
+                _ => groups.push((pair, len, query, 1)),
+            }
+        }
+        (groups.into_iter())
+            .flat_map(|(pair, len, first_query, queries)| {
+                (0..len).step_by(piece).map(move |first_key| {
+                    let keys = piece.min(len - first_key);
+                    Item { pair, first_key, keys, first_query, queries }
+                })
+            })
+            .collect()
+    }
+}
+
+/// Inputs `q`, then keys and values of each pair; output (N, H, D).
+///
+/// # Errors
+/// Another number of sequences than rows, a scale that is not above 0, more than 64 query heads for a key head.
+pub fn decode(cached: &Cached, shape: &Shape) -> Result<Program> {
+    let op = "attention over a cache";
+    cached.check(op, shape)?;
+    let (group, row_bytes) =
+        (shape.heads / shape.kv_heads, shape.kv_heads * shape.width * shape.element.bytes());
+    let items = cached.items(64 / group, cached.piece(shape.kv_heads));
+    let slots: usize = items.iter().map(|item| item.queries).sum();
+    let mut program = Program::new(op);
+    let [q] = program.inputs();
+    let out = program.output(shape.element.dtype(), &[shape.rows, shape.heads, shape.width]);
+    let partial = program.add(Buffer::Scratch((slots * shape.heads * shape.width).max(1)));
+    let partial_lse = program.add(Buffer::Scratch((slots * shape.heads).max(1)));
+    let [heads, kv_heads, rows, width] =
+        [shape.heads, shape.kv_heads, shape.rows, shape.width].map(|x| Int(x as i32));
+
+    let mut own: Vec<Vec<i32>> = vec![vec![]; shape.rows];
+    let mut slot = 0;
+    let (mut few, mut many) = (Launched::default(), Launched::default());
+    for item in &items {
+        let to = if item.queries * group <= 16 { &mut few } else { &mut many };
+        let at = item.first_key * row_bytes;
+        to.keys.push((1 + 2 * item.pair, at));
+        to.values.push((2 + 2 * item.pair, at));
+        to.items.extend([item.keys, item.first_query, item.queries, slot].map(|x| x as i32));
+        for i in 0..item.queries {
+            own[item.first_query + i].push(int(op, "pieces", slot + i)?);
+        }
+        slot += item.queries;
+    }
+    for (part, rows) in [(few, 16), (many, 64)] {
+        if part.keys.is_empty() {
+            continue;
+        }
+        let blocks = part.keys.len() * shape.kv_heads;
+        let [keys_at, values_at] = [part.keys, part.values].map(|x| program.add(Buffer::Addresses(x)));
+        let list = program.ints(part.items);
+        let arguments =
+            vec![q, keys_at, values_at, list, partial, partial_lse, heads, kv_heads, Float(cached.scale)];
+        let name = format!("attention_decode_{}_{}_{rows}", shape.element.name(), shape.width);
+        program.launch(name, blocks, (128, decode_shared(shape, rows)), arguments)?;
+    }
+    let starts = super::offsets(op, own.iter().map(Vec::len))?;
+    let mut slots: Vec<i32> = own.concat();
+    if slots.is_empty() {
+        slots.push(0);
+    }
+    let (starts, slots) = (program.ints(starts), program.ints(slots));
+    let arguments = vec![partial, partial_lse, starts, slots, out, rows, heads, width];
+    let name = format!("attention_combine_{}", shape.element.name());
+    program.launch(name, (shape.rows * shape.heads).div_ceil(4), (128, 0), arguments)?;
+    Ok(program)
+}
+
+#[derive(Default)]
+struct Launched {
+    keys: Vec<(usize, usize)>,
+    values: Vec<(usize, usize)>,
+    items: Vec<i32>,
+}
+
+/// Queries with two stages of keys and values, or what the warps merge, whichever is more.
+fn decode_shared(shape: &Shape, rows: usize) -> usize {
+    let keys = if shape.element == Element::F32 { 32 } else { 64 };
+    let merge = 64 * (shape.width + 1) * DType::F32.size_in_bytes();
+    tile_bytes(shape.element, shape.width, rows + 4 * keys).max(merge)
+}
