@@ -27,7 +27,8 @@ pub struct Args {
     /// video-mme, longvideobench, lvbench, mlvu, or toy (rendered in memory)
     #[arg(long)]
     pub benchmark: String,
-    /// The benchmark's folder, or its annotation file
+    /// The benchmark's folder, or its annotation file; for toy, JSON lines of {video, question, options, answer} in place of
+    /// the rendered world
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// Methods, the first of which the others are compared with; all for every strategy

@@ -17,18 +17,19 @@
 #[path = "../cli/mod.rs"]
 mod cli;
 mod loading;
+mod told;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use msjoe::benchmarks::{self, Benchmark, Loaded};
+use msjoe::benchmarks::{self, Benchmark};
 use msjoe::data::world::Spec;
 use msjoe::evaluation::{
-    Check, Counts, Event, FrameRate, Journal, Questions, Selections, Work, columns, judge, main_group,
-    methods, of_benchmark, of_world, results, run as answer, write,
+    Check, Event, Journal, Questions, Work, columns, main_group, methods, of_benchmark, of_file, of_world,
+    results, run as answer, write,
 };
 
 use loading::Args;
@@ -44,11 +45,11 @@ fn run(args: &Args) -> Result<()> {
         if args.check || args.selections.is_some() {
             bail!("--check and --selections read a benchmark's files; toy has none");
         }
-        return evaluate(
-            args,
-            None,
-            &of_world(Spec::default(), args.world_seed, args.limit.unwrap_or(args.questions))?,
-        );
+        let questions = match &args.data {
+            Some(file) => of_file(file, args.limit)?,
+            None => of_world(Spec::default(), args.world_seed, args.limit.unwrap_or(args.questions))?,
+        };
+        return evaluate(args, None, &questions);
     }
     let benchmark: Benchmark = args.benchmark.parse().map_err(|_| {
         let known = Benchmark::ALL.map(Benchmark::name).join(", ");
@@ -61,14 +62,14 @@ fn run(args: &Args) -> Result<()> {
     let loaded = benchmarks::read(benchmark, data)?;
     let seconds = start.elapsed().as_secs_f64();
     if args.check {
-        return check(args, &loaded, &Check::of(benchmark, &loaded, data, seconds));
+        return told::check(args, &loaded, &Check::of(benchmark, &loaded, data, seconds));
     }
-    remarks(&loaded);
+    told::remarks(&loaded);
     if let Some(file) = &args.selections {
-        return selections(args, benchmark, &loaded, data, file);
+        return told::selections(args, benchmark, &loaded, data, file);
     }
     let questions = of_benchmark(&loaded, data, args.limit);
-    missing(&questions);
+    told::missing(&questions);
     if questions.items.is_empty() {
         bail!(
             "{}: none of the {} videos is there, so no question can be asked",
@@ -113,87 +114,9 @@ fn evaluate(args: &Args, benchmark: Option<Benchmark>, questions: &Questions) ->
     (found.counts, found.missing) = (counts.clone(), questions.missing.clone());
     write(&found, &questions.items, &columns, &journal, benchmark)?;
     print!("{}", if args.json { serde_json::to_string_pretty(&found)? + "\n" } else { found.markdown() });
-    eprintln!("{}", said(&counts, journal.folder()));
+    eprintln!("{}", told::said(&counts, journal.folder()));
     match counts.interrupted {
         true => bail!("interrupted; the same command goes on"),
         false => Ok(()),
     }
-}
-
-fn said(counts: &Counts, folder: &Path) -> String {
-    let mut text = format!(
-        "{} of {} answers: {} from before, {} now, {} failed, {} left; {}",
-        counts.before + counts.answered,
-        counts.wanted,
-        counts.before,
-        counts.answered,
-        counts.failed,
-        counts.left(),
-        folder.display()
-    );
-    for (what, cause) in &counts.failures {
-        text += &format!("\nfailed: {what}: {cause}");
-    }
-    text
-}
-
-fn missing(questions: &Questions) {
-    if !questions.missing.is_empty() {
-        let skipped: usize = questions.missing.values().sum();
-        let names: Vec<&str> = questions.missing.keys().map(String::as_str).take(20).collect();
-        let more = questions.missing.len().saturating_sub(names.len());
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        eprintln!(
-            "{} videos are missing, {skipped} questions skipped: {}{more}",
-            questions.missing.len(),
-            names.join(", ")
-        );
-    }
-}
-
-fn remarks(loaded: &Loaded) {
-    loaded.refused.iter().take(20).for_each(|remark| eprintln!("refused: {remark}"));
-    if !loaded.refused.is_empty() || !loaded.notes.is_empty() {
-        eprintln!("{} rows refused, {} notes", loaded.refused.len(), loaded.notes.len());
-    }
-}
-
-fn check(args: &Args, loaded: &Loaded, check: &Check) -> Result<()> {
-    for remark in loaded.refused.iter().chain(&loaded.notes) {
-        eprintln!("{remark}");
-    }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(check)?);
-        return Ok(());
-    }
-    println!(
-        "{}: {} questions of {} published, {} refused, {} notes, {} with evidence; {} of {} videos and {} subtitle files are \
-         there; read in {:.3} s",
-        check.benchmark,
-        check.questions,
-        check.published,
-        check.refused,
-        check.notes,
-        check.with_evidence,
-        check.videos_there,
-        check.videos,
-        check.subtitles_there,
-        check.seconds
-    );
-    for (name, values) in &check.groups {
-        let values: Vec<String> = values.iter().map(|(value, count)| format!("{value} {count}")).collect();
-        println!("{name}: {}", values.join(", "));
-    }
-    Ok(())
-}
-
-fn selections(args: &Args, benchmark: Benchmark, loaded: &Loaded, data: &Path, file: &Path) -> Result<()> {
-    let chosen = Selections::read(file)?;
-    let rate = args.video_fps.unwrap_or(FrameRate::Known);
-    let judged = judge(loaded, data, &chosen, rate).with_context(|| file.display().to_string())?;
-    judged.messages.iter().for_each(|message| eprintln!("{message}"));
-    eprintln!("{}", judged.counts());
-    let table = judged.markdown(main_group(Some(benchmark)));
-    print!("{}", if args.json { serde_json::to_string_pretty(&judged)? + "\n" } else { table });
-    Ok(())
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::benchmarks::{Benchmark, Entry, Loaded, scoring};
+use crate::data::samples::{self, Sample};
 use crate::data::world::{Spec, Split, VERSION, World};
 use crate::error::{Error, Result};
 use crate::rl::tasks::{balanced, world_tasks};
@@ -33,6 +34,13 @@ pub struct Item {
 pub enum Origin {
     /// The toy world: rendered in memory.
     World(Task),
+    /// A file of questions about video files.
+    File {
+        /// The video.
+        video: PathBuf,
+        /// Seconds in which the answer is seen.
+        evidence: Vec<Range<usize>>,
+    },
     /// A benchmark.
     Benchmark {
         /// Its row.
@@ -65,6 +73,17 @@ impl Item {
         }
     }
 
+    /// A question of a file.
+    pub fn of_file(sample: Sample) -> Self {
+        Self {
+            id: sample.id,
+            question: sample.question,
+            answer: sample.answer,
+            groups: sample.family.map(|family| ("family".to_owned(), family)).into_iter().collect(),
+            origin: Origin::File { video: sample.video, evidence: sample.evidence },
+        }
+    }
+
     /// A question of a benchmark about the video at `video`.
     pub fn of_benchmark(entry: &Entry, video: PathBuf) -> Self {
         let groups = entry.groups.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
@@ -81,14 +100,14 @@ impl Item {
     pub fn video(&self) -> String {
         match &self.origin {
             Origin::World(task) => task.footage.id.to_string(),
-            Origin::Benchmark { video, .. } => video.display().to_string(),
+            Origin::File { video, .. } | Origin::Benchmark { video, .. } => video.display().to_string(),
         }
     }
 
     /// The benchmark's row.
     pub fn entry(&self) -> Option<&Entry> {
         match &self.origin {
-            Origin::World(_) => None,
+            Origin::World(_) | Origin::File { .. } => None,
             Origin::Benchmark { entry, .. } => Some(entry),
         }
     }
@@ -112,10 +131,10 @@ impl Item {
     /// When the evidence is seen, in seconds, borders included; empty where that is not known. `fps` is the video's frame
     /// rate.
     pub fn windows(&self, fps: f64, duration: f64) -> Vec<Range<f64>> {
+        let seconds = |range: &Range<usize>| range.start as f64..range.end.saturating_sub(1) as f64;
         match &self.origin {
-            Origin::World(task) => {
-                let seconds = |range: &Range<usize>| range.start as f64..range.end.saturating_sub(1) as f64;
-                task.evidence.iter().map(seconds).collect()
+            Origin::World(Task { evidence, .. }) | Origin::File { evidence, .. } => {
+                evidence.iter().map(seconds).collect()
             }
             Origin::Benchmark { entry, .. } => entry.evidence.windows(fps, Some(duration)),
         }
@@ -186,6 +205,18 @@ pub fn of_world(spec: Spec, seed: u64, count: usize) -> Result<Questions> {
         }
         videos *= 2;
     }
+}
+
+/// The questions of a file as [`crate::data::samples`] reads them: the videos are there, or the file is refused. The first
+/// `limit` of them.
+///
+/// # Errors
+/// As [`crate::data::samples::read`].
+pub fn of_file(path: &Path, limit: Option<usize>) -> Result<Questions> {
+    let mut items: Vec<Item> = samples::read(path)?.samples.into_iter().map(Item::of_file).collect();
+    let hash = super::settings::hash_of(&items);
+    items.truncate(limit.unwrap_or(usize::MAX));
+    Ok(Questions { items, hash, missing: BTreeMap::new() })
 }
 
 /// The questions in the order of the work: those about one video together, in the order in which videos first come.

@@ -1,7 +1,7 @@
 //! Answers on disk: one JSON line each, written as they come, and read again where an evaluation goes on.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use super::settings::Settings;
 use crate::checkpoint::{read_json, write_file};
 use crate::error::{Error, Result};
 use crate::pipeline::StepReport;
+use crate::rl::run::held;
 
 const SETTINGS: &str = "settings.json";
 const PREDICTIONS: &str = "predictions.jsonl";
@@ -90,13 +91,9 @@ impl Journal {
         let there = path.exists();
         let opened = OpenOptions::new().create(true).read(true).append(true).open(&path);
         let file = opened.map_err(|error| Error::io(&path, error))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::Error(error)) => return Err(Error::io(&path, error)),
-            Err(TryLockError::WouldBlock) => {
-                let text = format!("{}: another program is writing to this evaluation", folder.display());
-                return Err(Error::Input(text));
-            }
+        if !held(&file).map_err(|error| Error::io(&path, error))? {
+            let text = format!("{}: another program is writing to this evaluation", folder.display());
+            return Err(Error::Input(text));
         }
         agree(&folder, settings, there)?;
         let mut journal = Self { folder, file, keys: HashSet::new(), predictions: vec![], dropped: 0 };

@@ -25,7 +25,7 @@ use crate::pipeline::{Step, StepReport};
 use crate::rl::footage::{Footage, Watching};
 use crate::rl::gallery::{Gallery, Showing};
 use crate::select::Selection;
-use crate::video::Video;
+use crate::video::{Times, Video};
 
 /// The models of an evaluation, loaded once.
 pub struct Models {
@@ -249,7 +249,7 @@ impl Run<'_> {
                 let start = Instant::now();
                 let footage = match &item.origin {
                     Origin::World(task) => task.footage.clone(),
-                    Origin::Benchmark { video, .. } => {
+                    Origin::File { video, .. } | Origin::Benchmark { video, .. } => {
                         let video = Video::open(video)?;
                         let sizes = self.sizes(&video, columns)?;
                         let watching = Watching {
@@ -281,8 +281,9 @@ impl Run<'_> {
         let (chat, dimensions) = (&self.models.chat, (video.info.width, video.info.height));
         let budget = Budget::Slice { tokens: self.settings.preview_tokens };
         let mut sizes = vec![chat.plan(dimensions.0, dimensions.1, &budget)?];
+        let candidates = video.sample_times(&Times::Fps(self.settings.fps))?.len();
         for column in columns {
-            let size = full_size(chat, dimensions, column.frames, self.settings)?;
+            let size = full_size(chat, dimensions, column.frames.min(candidates), self.settings)?;
             if !sizes.contains(&size) {
                 sizes.push(size);
             }

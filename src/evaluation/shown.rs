@@ -24,7 +24,8 @@ use crate::text::Part;
 
 /// Frames that are shown together, and the piece of the gallery that shows them.
 #[derive(Debug, Clone)]
-pub(super) struct Exhibit {
+pub struct Exhibit {
+    /// The frames and their size.
     pub showing: Showing,
     /// Whether its slices are given their own times instead of one interval.
     exact: bool,
@@ -33,7 +34,10 @@ pub(super) struct Exhibit {
 }
 
 /// Size of a full key frame when `frames` are asked for.
-pub(super) fn full_size(
+///
+/// # Errors
+/// As the processor's plan.
+pub fn full_size(
     chat: &Qwen2_5VlChat,
     dimensions: (u32, u32),
     frames: usize,
@@ -45,7 +49,10 @@ pub(super) fn full_size(
 }
 
 /// What is shown of a selection, in the order of time. `separate`: every frame by itself, so that words fit between.
-pub(super) fn exhibits(
+///
+/// # Errors
+/// A size that cannot be planned.
+pub fn exhibits(
     chat: &Qwen2_5VlChat,
     footage: &Arc<Footage>,
     selection: &Selection,
@@ -131,7 +138,7 @@ pub(super) fn prompt(
     if between && media.len() == seconds.len() {
         parts.extend(subtitles::insert(lines, seconds).into_iter().map(|piece| match piece {
             Piece::Frame(at) => part(&media[at]),
-            Piece::Text(text) => Part::text(text),
+            Piece::Text(text) => Part::text(format!("{text}\n")),
         }));
         parts.push(Part::text(question));
     } else {
