@@ -31,6 +31,7 @@ pub mod parity;
 
 pub mod benchmarks;
 pub mod data;
+pub mod evaluation;
 pub mod optim;
 pub mod rl;
 pub mod supervised;

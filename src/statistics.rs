@@ -57,6 +57,39 @@ pub fn difference(a: &[Vec<bool>], b: &[Vec<bool>], seed: u64) -> Result<Estimat
     }))
 }
 
+/// What two methods are right about that the other is not, and how surprising that would be of equals.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct McNemar {
+    /// Questions that only the first answers rightly.
+    pub only_first: usize,
+    /// Questions that only the second answers rightly.
+    pub only_second: usize,
+    /// Two-sided p-value of the exact test: twice the smaller tail of the binomial distribution with probability 1/2, at
+    /// most 1.
+    pub p: f64,
+}
+
+/// McNemar's exact test (1947) of two methods on the same questions in the same order.
+///
+/// # Errors
+/// No questions, other numbers of questions in `a` and `b`.
+pub fn mcnemar(a: &[bool], b: &[bool]) -> Result<McNemar> {
+    if a.is_empty() || a.len() != b.len() {
+        let (a, b) = (a.len(), b.len());
+        return Err(Error::Input(format!("statistics: {a} questions cannot be compared with {b} others")));
+    }
+    let only = |a: &[bool], b: &[bool]| a.iter().zip(b).filter(|(a, b)| **a && !**b).count();
+    let (only_first, only_second) = (only(a, b), only(b, a));
+    let (n, fewer) = (only_first + only_second, only_first.min(only_second));
+    // ln of n over i, times 1/2 to the n.
+    let (mut term, mut tail) = (-(n as f64) * std::f64::consts::LN_2, 0.);
+    for i in 0..=fewer {
+        tail += term.exp();
+        term += ((n - i) as f64 / (i + 1) as f64).ln();
+    }
+    Ok(McNemar { only_first, only_second, p: (2. * tail).min(1.) })
+}
+
 fn check(runs: &[Vec<bool>]) -> Result<usize> {
     let questions = runs.first().map_or(0, Vec::len);
     if questions == 0 || runs.iter().any(|run| run.len() != questions) {

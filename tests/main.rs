@@ -4,6 +4,7 @@
 mod backward;
 mod benchmarks;
 mod clip;
+mod evaluation;
 mod evolve;
 mod evolve_run;
 mod feature_cache;

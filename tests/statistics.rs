@@ -1,6 +1,6 @@
 //! Intervals against what is known of them.
 
-use msjoe::statistics::{accuracy, difference};
+use msjoe::statistics::{accuracy, difference, mcnemar};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -49,4 +49,23 @@ fn what_cannot_be_compared_is_refused() {
     assert!(error.contains("[2, 1]"), "{error}");
     let error = difference(&[vec![true, false]], &[vec![true]], 0).unwrap_err().to_string();
     assert!(error.contains("2 questions cannot be compared with 1"), "{error}");
+}
+
+#[test]
+fn the_exact_test_counts_what_only_one_knows() {
+    let said = |text: &str| -> Vec<bool> { text.bytes().map(|byte| byte == b'1').collect() };
+    // Five against one of six: 2 (1 + 6) / 64.
+    let test = mcnemar(&said("1111100011"), &said("0000010011")).unwrap();
+    assert_eq!((test.only_first, test.only_second), (5, 1));
+    assert!((test.p - 14.0 / 64.0).abs() < 1e-12, "{test:?}");
+    let three = mcnemar(&said("1110"), &said("0000")).unwrap();
+    assert!((three.p - 0.25).abs() < 1e-12, "{three:?}");
+    assert_eq!(mcnemar(&said("10"), &said("01")).unwrap().p, 1.0, "not above 1");
+    assert_eq!(mcnemar(&said("101"), &said("101")).unwrap().p, 1.0, "nothing to tell apart");
+    // 600 against 400 of 1,000: in whole numbers, 2 sum C(1000, i) over 2^1000.
+    let (a, b): (Vec<bool>, Vec<bool>) = (0..1000).map(|i| (i < 600, i >= 600)).unzip();
+    let many = mcnemar(&a, &b).unwrap().p;
+    assert!((many / 2.7284641560660184e-10 - 1.0).abs() < 1e-9, "{many:e}");
+    let error = mcnemar(&[true], &[]).unwrap_err().to_string();
+    assert!(error.contains("1 questions cannot be compared with 0"), "{error}");
 }

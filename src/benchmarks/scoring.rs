@@ -113,7 +113,7 @@ pub fn score<'a>(answers: impl IntoIterator<Item = (&'a Entry, Option<usize>)>) 
 }
 
 /// The place of a group in reports.
-fn place(name: &str) -> (usize, &str) {
+pub(crate) fn place(name: &str) -> (usize, &str) {
     const ORDER: [&str; 9] = [
         "duration",
         "duration_group",
@@ -128,7 +128,8 @@ fn place(name: &str) -> (usize, &str) {
     (ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len()), name)
 }
 
-fn by_value(a: &str, b: &str) -> Ordering {
+/// The order of a group's values: from short to long, by number, or by alphabet.
+pub(crate) fn by_value(a: &str, b: &str) -> Ordering {
     let length = |value: &str| ["short", "medium", "long"].iter().position(|known| *known == value);
     match (a.parse::<f64>(), b.parse::<f64>(), length(a), length(b)) {
         (Ok(a), Ok(b), _, _) => a.total_cmp(&b),

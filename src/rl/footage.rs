@@ -1,5 +1,7 @@
-//! A video as training knows it: its candidates' CLIP features, and a source of pixels for the frames that are shown.
+//! A video as training and evaluation know it: its candidates' CLIP features, and a source of pixels for the frames that are
+//! shown.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -32,9 +34,35 @@ pub struct Footage {
     pub duration: f64,
     /// Width and height of a frame.
     pub dimensions: (u32, u32),
+    /// Frames per second of the video itself.
+    pub frame_rate: f64,
+    /// What the user should know although it was no error.
+    pub warnings: Vec<String>,
     source: Source,
     features: Mutex<Option<Tensor>>,
+    kept: Kept,
 }
+
+/// All candidates in the sizes that they were kept in.
+type Kept = Vec<(Size, Vec<RgbImage>)>;
+
+/// How a video file is watched.
+#[derive(Clone, Copy)]
+pub struct Watching<'a> {
+    /// Candidates per second.
+    pub fps: f64,
+    /// Whose features are wanted; `None` for none, and nothing is decoded yet.
+    pub clip: Option<&'a Clip>,
+    /// Where features of known videos are.
+    pub cache: Option<&'a FeatureCache>,
+    /// Sizes in which frames will be shown.
+    pub sizes: &'a [Size],
+    /// Bytes of candidates in those sizes to keep from the one decoding pass; what does not fit is decoded again by seeking.
+    pub memory: usize,
+}
+
+/// Told (done, of) candidates as a video is watched; `Break` ends that with [`Error::Interrupted`].
+pub type OnFrame<'a> = &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>;
 
 impl Footage {
     /// A video of the toy world, rendered in memory, one candidate per second.
@@ -44,8 +72,11 @@ impl Footage {
             duration: script.seconds as f64,
             dimensions: script.frame(0).dimensions(),
             seconds: (0..script.seconds).map(|s| s as f64).collect(),
+            frame_rate: 1.0,
+            warnings: vec![],
             source: Source::World(script),
             features: Mutex::default(),
+            kept: vec![],
         }
     }
 
@@ -54,27 +85,53 @@ impl Footage {
     /// # Errors
     /// A file that cannot be decoded.
     pub fn of_file(path: &Path, fps: f64, clip: &Clip, cache: Option<&FeatureCache>) -> Result<Self> {
-        let video = Video::open(path)?;
-        let compute = || encode(&video, fps, clip);
-        let features = match cache {
-            None => compute()?,
-            Some(cache) => {
-                let key = Key {
-                    video: video.content_hash()?,
-                    model: clip.revision().to_owned(),
-                    fps,
-                    preprocessing: clip.processor().description().to_owned(),
+        let watching = Watching { fps, clip: Some(clip), cache, sizes: &[], memory: 0 };
+        Self::of_video(Video::open(path)?, watching, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// An opened video; it is decoded once, or not at all where its features are known or not wanted.
+    ///
+    /// # Errors
+    /// A file that cannot be decoded, an interruption.
+    pub fn of_video(video: Video, watching: Watching, observe: OnFrame) -> Result<Self> {
+        let mut warnings: Vec<String> = video.warning().into_iter().map(str::to_owned).collect();
+        let (mut kept, mut features) = (vec![], None);
+        let seconds = match watching.clip {
+            None => video.sample_times(&Times::Fps(watching.fps))?,
+            Some(clip) => {
+                let mut compute = || {
+                    let (features, pictures) = encode(&video, clip, watching, observe)?;
+                    kept = pictures;
+                    Ok(features)
                 };
-                cache.get_or_compute(&key, compute)?.features
+                let known = match watching.cache {
+                    None => compute()?,
+                    Some(cache) => {
+                        let key = Key {
+                            video: video.content_hash()?,
+                            model: clip.revision().to_owned(),
+                            fps: watching.fps,
+                            preprocessing: clip.processor().description().to_owned(),
+                        };
+                        let cached = cache.get_or_compute(&key, compute)?;
+                        warnings.extend(cached.warning);
+                        cached.features
+                    }
+                };
+                features = Some(known.embeds);
+                known.seconds
             }
         };
         Ok(Self {
-            id: path.to_string_lossy().as_ref().into(),
-            seconds: features.seconds,
+            id: video.path.to_string_lossy().as_ref().into(),
+            seconds,
             duration: video.info.duration,
             dimensions: (video.info.width, video.info.height),
+            frame_rate: video.info.frame_rate,
+            warnings,
             source: Source::File(video),
-            features: Mutex::new(Some(features.embeds)),
+            features: Mutex::new(features),
+            kept,
         })
     }
 
@@ -96,7 +153,7 @@ impl Footage {
                 clip.encode_images(&frames)?
             }
             Source::File(video) => {
-                return Err(Error::video(&video.path, "its features were dropped"));
+                return Err(Error::video(&video.path, "its features were not asked for when it was opened"));
             }
         };
         *known = Some(features.clone());
@@ -118,6 +175,12 @@ impl Footage {
     /// # Errors
     /// A frame that cannot be decoded.
     pub fn frames(&self, indices: &[usize], size: Size) -> Result<Vec<RgbImage>> {
+        if let Some((_, all)) = self.kept.iter().find(|(known, _)| *known == size) {
+            let images: Option<Vec<RgbImage>> = indices.iter().map(|&at| all.get(at).cloned()).collect();
+            return images.ok_or_else(|| {
+                Error::Input(format!("{}: frames {indices:?} of {} candidates", self.id, all.len()))
+            });
+        }
         let exact = Fit::Exact { width: size.width, height: size.height };
         match &self.source {
             Source::World(script) => {
@@ -140,13 +203,29 @@ impl Footage {
     }
 }
 
-fn encode(video: &Video, fps: f64, clip: &Clip) -> Result<Features> {
-    let fits = vec![Fit::ShortEdgeCrop(clip.image_size())];
+/// Features of every candidate and, where they fit into memory, its pixels in the sizes asked for.
+fn encode(video: &Video, clip: &Clip, watching: Watching, observe: OnFrame) -> Result<(Features, Kept)> {
+    let times = Times::Fps(watching.fps);
+    let total = video.sample_times(&times)?.len();
+    let bytes = |size: &Size| 3 * size.width as usize * size.height as usize;
+    let needed = watching.sizes.iter().map(bytes).sum::<usize>().saturating_mul(total);
+    let sizes = if needed <= watching.memory { watching.sizes } else { &[] };
+    let exact = |size: &Size| Fit::Exact { width: size.width, height: size.height };
+    let fits =
+        std::iter::once(Fit::ShortEdgeCrop(clip.image_size())).chain(sizes.iter().map(exact)).collect();
     let (mut stream, mut seconds) = (clip.stream(), vec![]);
-    for sample in video.samples(&Request { times: Times::Fps(fps), fits, threads: 0 })? {
+    let mut kept: Kept = sizes.iter().map(|&size| (size, vec![])).collect();
+    for sample in video.samples(&Request { times, fits, threads: 0 })? {
         let sample = sample?;
-        sample.images.into_iter().try_for_each(|image| stream.push(image))?;
+        let mut images = sample.images.into_iter();
+        images.next().map_or(Ok(()), |image| stream.push(image))?;
+        for ((_, all), image) in kept.iter_mut().zip(images) {
+            all.push(image);
+        }
         seconds.push(sample.seconds);
+        if observe(seconds.len(), total).is_break() {
+            return Err(Error::Interrupted);
+        }
     }
-    Ok(Features { embeds: stream.finish()?, seconds })
+    Ok((Features { embeds: stream.finish()?, seconds }, kept))
 }

@@ -106,7 +106,7 @@ pub fn timed(
 }
 
 /// `k` of `t` frames spread over the ranges in turn; topped up evenly from the rest where the ranges are too short.
-fn evidence_frames(evidence: &[Range<usize>], k: usize, t: usize) -> Vec<usize> {
+pub(crate) fn evidence_frames(evidence: &[Range<usize>], k: usize, t: usize) -> Vec<usize> {
     let share = k.div_ceil(evidence.len());
     let mut frames = BTreeSet::new();
     for range in evidence {

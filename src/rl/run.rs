@@ -278,16 +278,27 @@ fn lock(folder: &Path) -> Result<File> {
     let path = folder.join(LOCK);
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(|error| Error::io(&path, error))?;
+    if held(&file).map_err(|error| Error::io(&path, error))? {
+        return Ok(file);
+    }
+    Err(Error::Input(format!("{}: another program is writing to this run", folder.display())))
+}
+
+/// Locks a file for this program as long as it is open; `false` where another one has it.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn held(file: &File) -> std::io::Result<bool> {
     for attempt in 0..20 {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::Error(error)) => return Err(Error::io(path, error)),
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
             // A program that this one starts just now has its files for a moment, those of a closed run too.
             Err(TryLockError::WouldBlock) if attempt < 19 => std::thread::sleep(Duration::from_millis(10)),
             Err(TryLockError::WouldBlock) => break,
         }
     }
-    Err(Error::Input(format!("{}: another program is writing to this run", folder.display())))
+    Ok(false)
 }
 
 /// Names and paths of what is in a folder, sorted.

@@ -112,13 +112,25 @@ impl Qwen2_5VlChat {
     /// # Errors
     /// Text with special tokens, a template that does not place the media, more tokens than the context.
     pub fn input_ids(&self, text: &str, media: &[Media]) -> Result<Vec<u32>> {
-        self.tokenizer.refuse_special("prompt", text)?;
         let part = |medium: &Media| match medium {
             Media::Image { .. } => Part::Image,
             Media::Video { .. } => Part::Video,
         };
-        let content = media.iter().map(part).chain([Part::text(text)]).collect();
-        let rendered = self.template.prompt(&[Message::new(Role::User, content)])?;
+        self.ids_of_parts(media.iter().map(part).chain([Part::text(text)]).collect(), media)
+    }
+
+    /// Token ids of a user turn of `parts`, whose images and videos are `media` in their order, up to where the reply
+    /// begins.
+    ///
+    /// # Errors
+    /// As [`Self::input_ids`].
+    pub fn ids_of_parts(&self, parts: Vec<Part>, media: &[Media]) -> Result<Vec<u32>> {
+        for part in &parts {
+            if let Part::Text { text } = part {
+                self.tokenizer.refuse_special("prompt", text)?;
+            }
+        }
+        let rendered = self.template.prompt(&[Message::new(Role::User, parts)])?;
         let (mut images, mut videos) = (vec![], vec![]);
         for medium in media {
             let tokens = medium.tokens(self.processor.merge_size)?;
