@@ -362,6 +362,9 @@ impl Rates {
 }
 
 fn spacing(frames: &[i64]) -> Option<f64> {
+    if frames.len() < 2 {
+        return None;
+    }
     let divisor = frames.iter().fold(0u64, |divisor, frame| gcd(divisor, frame.unsigned_abs()));
     match divisor {
         0 | 1 => None,

@@ -62,7 +62,8 @@ pub fn exhibits(
 ) -> Result<Vec<Exhibit>> {
     let show = if separate { ShowKeyFrames::Images } else { settings.show.into() };
     let sized = !selection.scales.is_empty();
-    let runs = if sized { runs(selection) } else { vec![0..selection.frames.len()] };
+    let whole = std::iter::once(0..selection.frames.len());
+    let runs = if sized { runs(selection) } else { whole.collect() };
     let mut since = 0.;
     let mut exhibits = vec![];
     for run in runs {
