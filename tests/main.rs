@@ -40,5 +40,6 @@ mod select_methods;
 mod statistics;
 mod text;
 mod video;
+mod temporal_agent;
 mod video_formats;
 mod world;

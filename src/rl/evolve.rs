@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::models::clip::Clip;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::config::Config;
-use crate::models::unet1d::UNet1d;
+use crate::models::sampler::Sampler;
 
 /// Bytes of frame features kept during an evaluation.
 const GALLERY: usize = 1 << 28;
@@ -127,7 +127,7 @@ pub struct Models {
     pub mllm: PathBuf,
     /// A CLIP.
     pub clip: PathBuf,
-    /// A sampler; without one a new network is made from `evolve.sampler.network`.
+    /// A sampler, a U-Net or a temporal agent; without one a new network is made as `evolve.sampler` says.
     pub sampler: Option<PathBuf>,
 }
 
@@ -282,8 +282,11 @@ impl Evolution {
         let chat = Qwen2_5VlChat::load(mllm, DType::F32, &device)?;
         let clip = Clip::load(clip, DType::F32, &device)?;
         let sampler = match &settings.models.sampler {
-            Some(path) => UNet1d::load(path, &device)?,
-            None => UNet1d::init(&settings.evolve.sampler.network, settings.evolve.seed, &device)?,
+            Some(path) => Sampler::load(path, &device)?,
+            None => {
+                let width = clip.config().projection_dim;
+                settings.evolve.sampler.fresh(width, settings.evolve.seed, &device)?
+            }
         };
         let (mut train, validation) = questions(&settings, &clip, observe)?;
         let learner = Learner::new(chat, &Checkpoint::open(mllm)?, clip, sampler, &settings.evolve)?;
