@@ -3,6 +3,7 @@
 
 mod backward;
 mod benchmarks;
+mod browser;
 mod clip;
 mod evolve;
 mod evolve_run;

@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::models::clip::Clip;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::config::Config;
+use crate::report::{self, Training};
 use crate::models::sampler::Sampler;
 
 /// Bytes of frame features kept during an evaluation.
@@ -299,7 +300,8 @@ impl Evolution {
         Ok(Self { settings, trainer, validation, evaluations: BTreeMap::new() })
     }
 
-    /// Trains to the last step, from where `run` was left.
+    /// Trains to the last step, from where `run` was left. At its end, and when it is stopped, `report.html` in the run's folder
+    /// shows its curves.
     ///
     /// # Errors
     /// As [`Trainer::step`]; the message names the last good checkpoint. [`Error::Interrupted`] after saving, when the
@@ -329,13 +331,21 @@ impl Evolution {
             {
                 run.save(step, &self.snapshot()?, score)?;
             }
+                self.report(run)?;
             if !go_on {
                 return Err(Error::Interrupted);
             }
+        self.report(run)?;
         }
         let best = run.best()?.map(|saved| saved.folder);
         Ok(Report { evaluations: self.evaluations.clone(), steps: last, best })
     }
+    /// The page of what is recorded so far, in the run's folder.
+    fn report(&self, run: &Run) -> Result<()> {
+        let page = Training::of_run(run.folder(), &self.settings, &self.evaluations)?;
+        report::write(run.folder().join(report::FILE), &page.html())
+    }
+
 
     fn resume(&mut self, run: &Run) -> Result<Metrics> {
         let Some(saved) = run.latest()? else {
