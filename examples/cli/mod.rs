@@ -124,18 +124,7 @@ impl Models {
         let needs_clip = options.strategy != Strategy::Uniform;
         let asks = options.strategy.reads_queries() && options.queries == QuerySource::Model;
         let needs_model = answers || asks;
-        let fetch = |spec: &str| -> Result<PathBuf> {
-            let bar = bar("bytes");
-            let resolved = hub::resolve(&hub, spec, &mut |progress| {
-                bar.set_length(progress.total);
-                bar.set_position(progress.done);
-                bar.set_message(progress.file.clone());
-                stop.flow()
-            })?;
-            bar.finish_and_clear();
-            resolved.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-            Ok(resolved.folder)
-        };
+        let fetch = |spec: &str| fetch(&hub, spec, stop);
         let device = msjoe::device::device(&self.device)?;
         let dtype = msjoe::device::dtype(&self.dtype, &device)?;
         let weights = Weights {
@@ -149,6 +138,20 @@ impl Models {
         };
         Ok(Pipeline::load(&weights)?)
     }
+}
+
+/// The folder of a model, downloaded with progress if need be.
+pub fn fetch(hub: &Hub, spec: &str, stop: &Stop) -> Result<PathBuf> {
+    let bar = bar("bytes");
+    let resolved = hub::resolve(hub, spec, &mut |progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+        bar.set_message(progress.file.clone());
+        stop.flow()
+    })?;
+    bar.finish_and_clear();
+    resolved.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    Ok(resolved.folder)
 }
 
 /// Set by Ctrl-C; the running step ends at its next frame, token or block.

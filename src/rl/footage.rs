@@ -18,7 +18,8 @@ use crate::video::{Fit, Request, Times, Video, fit};
 #[derive(Debug)]
 enum Source {
     World(Script),
-    File(Video),
+    /// With its candidates per second.
+    File(Video, f64),
 }
 
 /// One video. The candidates are known by their index, `0..len`.
@@ -49,6 +50,22 @@ impl Footage {
         }
     }
 
+    /// A video file or a folder of images at `fps` candidates per second; its features are computed when they are asked for.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn open(path: &Path, fps: f64) -> Result<Self> {
+        let video = Video::open(path)?;
+        Ok(Self {
+            id: path.to_string_lossy().as_ref().into(),
+            seconds: video.sample_times(&Times::Fps(fps))?,
+            duration: video.info.duration,
+            dimensions: (video.info.width, video.info.height),
+            source: Source::File(video, fps),
+            features: Mutex::default(),
+        })
+    }
+
     /// A video file or a folder of images at `fps` candidates per second; its features are computed now.
     ///
     /// # Errors
@@ -73,7 +90,7 @@ impl Footage {
             seconds: features.seconds,
             duration: video.info.duration,
             dimensions: (video.info.width, video.info.height),
-            source: Source::File(video),
+            source: Source::File(video, fps),
             features: Mutex::new(Some(features.embeds)),
         })
     }
@@ -95,8 +112,16 @@ impl Footage {
                     frames.map(|second| fit(&script.frame(second), fit_to)).collect::<Result<_>>()?;
                 clip.encode_images(&frames)?
             }
-            Source::File(video) => {
-                return Err(Error::video(&video.path, "its features were dropped"));
+            Source::File(video, fps) => {
+                let features = encode(video, *fps, clip)?;
+                if features.seconds.len() != self.seconds.len() {
+                    let (got, of) = (features.seconds.len(), self.seconds.len());
+                    return Err(Error::video(
+                        &video.path,
+                        format!("{got} of {of} candidates could be decoded"),
+                    ));
+                }
+                features.embeds
             }
         };
         *known = Some(features.clone());
@@ -123,7 +148,7 @@ impl Footage {
             Source::World(script) => {
                 indices.par_iter().map(|&second| fit(&script.frame(second), exact)).collect()
             }
-            Source::File(video) => {
+            Source::File(video, _) => {
                 let times = indices.iter().filter_map(|&i| self.seconds.get(i).copied()).collect();
                 let request = Request { times: Times::Seconds(times), fits: vec![exact], threads: 0 };
                 let mut images = vec![];

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::gallery::{Gallery, Showing};
 use super::plan::{Asking, Choosing, Plan, Shown};
+use super::tasks::long_enough;
 use super::trajectory::{Spoken, Task, Trajectory};
 use crate::error::{Error, Result};
 use crate::models::clip::Clip;
@@ -111,15 +112,9 @@ struct Rollout<'a> {
 impl Rollout<'_> {
     fn fits(&self) -> Result<()> {
         self.plan.check()?;
-        match self.tasks.iter().find(|task| task.footage.len() < self.plan.key_frames) {
-            None => Ok(()),
-            Some(task) => Err(Error::Input(format!(
-                "question {}: {} key frames were asked for, but video {} has {} candidates",
-                task.id,
-                self.plan.key_frames,
-                task.footage.id,
-                task.footage.len()
-            ))),
+        match self.plan.choosing {
+            Choosing::Nothing => Ok(()),
+            _ => long_enough(self.tasks, self.plan.key_frames),
         }
     }
 
@@ -204,6 +199,9 @@ impl Rollout<'_> {
     /// A choice that no query takes part in.
     fn blind(&self, task: &Task) -> Result<Selection> {
         let (frames, k) = (task.footage.len(), self.plan.key_frames);
+        if self.plan.choosing == Choosing::Nothing {
+            return Ok(Selection::nothing(frames));
+        }
         let scores = Scores { frames, ..Scores::default() };
         let mut selection = select(Strategy::Uniform, &scores, k, Draw::TopK)?;
         if self.plan.choosing == Choosing::Evidence && !task.evidence.is_empty() {
@@ -260,7 +258,7 @@ impl Rollout<'_> {
 
     fn select(&self, task: &Task, generation: usize, scores: &Scores) -> Result<Selection> {
         let (strategy, draw) = match self.plan.choosing {
-            Choosing::Uniform | Choosing::Evidence => return self.blind(task),
+            Choosing::Uniform | Choosing::Evidence | Choosing::Nothing => return self.blind(task),
             Choosing::TopK => (Strategy::TopK, Draw::TopK),
             Choosing::Largest => (Strategy::Msjoe, Draw::TopK),
             Choosing::Spread => (Strategy::Msjoe, Draw::Spread),

@@ -193,6 +193,11 @@ impl Selection {
         Self { frames, weights, draw_order, log_prob: None, scales: vec![], clips: vec![] }
     }
 
+    /// No frame of `candidates`, which all weigh the same.
+    pub(crate) fn nothing(candidates: usize) -> Self {
+        Self::of(vec![], vec![1. / candidates.max(1) as f32; candidates])
+    }
+
     /// Visual tokens of the frames, in units of a full one.
     pub fn tokens(&self) -> f64 {
         match self.scales.as_slice() {
