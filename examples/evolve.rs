@@ -5,7 +5,7 @@
 //!
 //! The settings file is described in `msjoe::rl::evolve::Settings`; `--print-config` writes one with every default. With a
 //! section `[pretrain]` the sampler learns alone first (stage 1), then both together. The run's folder holds the resolved
-//! settings, `metrics.jsonl`, TensorBoard events and checkpoints, those of stage 1 in its folder `sampler`; Ctrl-C saves and
+//! settings, `metrics.jsonl`, TensorBoard events, checkpoints and at the end `report.html`, those of stage 1 in its folder `sampler`; Ctrl-C saves and
 //! ends, `--resume` goes on bit for bit. Output, one line per evaluation:
 //!
 //!     step 0: accuracy 0.412 +- 0.062 of 240 (category 0.35, count 0.30, ...)

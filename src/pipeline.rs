@@ -28,9 +28,8 @@ use crate::error::{Error, Result};
 use crate::models::clip::Clip;
 use crate::models::language::{Reply, Show, Turn, VideoLanguageModel};
 use crate::models::qwen2_5_vl::mrope::Timing;
-use crate::models::unet1d::UNet1d;
+use crate::models::sampler::{Sampler, Sight};
 use crate::select::{Features, Selection, Strategy, select};
-use crate::similarity::similarity;
 use crate::text::{Queries, Question, query};
 use crate::video::Video;
 use watch::{Candidates, Seen, Watched};
@@ -41,8 +40,8 @@ pub struct Pipeline {
     pub model: Option<Box<dyn VideoLanguageModel>>,
     /// Compares queries with frames; not needed for [`Strategy::Uniform`].
     pub clip: Option<Clip>,
-    /// Turns similarities into weights; needed for [`Strategy::Msjoe`] alone.
-    pub sampler: Option<UNet1d>,
+    /// Turns similarities into weights; needed for [`Strategy::Msjoe`], and as a temporal agent for [`Strategy::Tspo`].
+    pub sampler: Option<Sampler>,
     /// Where features of known videos are kept; `None` computes them every time.
     pub cache: Option<FeatureCache>,
     /// What a caller should know about the sampler; repeated in every outcome of [`Strategy::Msjoe`].
@@ -177,13 +176,13 @@ impl Pipeline {
             }
 
             let start = Instant::now();
-            let matrix = similarity(&clip.encode_texts(&asked.queries)?, &features.embeds)?;
-            scores.similarity = Some(matrix.to_vec2()?);
+            let sight = Sight::new(clip.encode_texts(&asked.queries)?, features.embeds.clone())?;
+            scores.similarity = Some(sight.similarity.to_vec2()?);
             steps.push(StepReport::of(Step::Compare, start));
             (queries, query_reply) = (Some(asked), reply);
 
-            if let (Strategy::Msjoe, Some(sampler)) = (options.strategy, &self.sampler) {
-                scores.logits = Some(sampler.forward(&matrix)?.to_vec1()?);
+            if let (true, Some(sampler)) = (options.strategy.reads_logits(), &self.sampler) {
+                scores.logits = Some(sampler.forward(&sight)?.to_vec1()?);
             }
         }
         let start = Instant::now();
@@ -234,6 +233,9 @@ impl Pipeline {
             Strategy::Uniform => return Ok(()),
             _ if self.clip.is_none() => "CLIP weights",
             Strategy::Msjoe if self.sampler.is_none() => "a sampler",
+            Strategy::Tspo if !matches!(self.sampler, Some(Sampler::TemporalAgent(_))) => {
+                "the file of a temporal agent as its sampler"
+            }
             strategy if !strategy.reads_queries() => return Ok(()),
             _ if options.queries == QuerySource::Model && self.model.is_none() => {
                 "a language model for the queries"

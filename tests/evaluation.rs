@@ -15,6 +15,7 @@ use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::qwen2_5_vl::mrope::{Media, Timing};
 use msjoe::models::qwen2_5_vl::processor::Size;
+use msjoe::models::sampler::Sampler;
 use msjoe::models::unet1d::UNet1d;
 use msjoe::rl::evaluate::evaluate;
 use msjoe::rl::footage::Footage;
@@ -144,7 +145,8 @@ fn batched_answers_are_those_of_the_rollout() {
             _ => None,
         })
         .collect();
-    let policy = Policy { chat: &models.chat, clip: models.clip.as_ref(), sampler: models.samplers.first() };
+    let sampler = models.samplers.first().cloned().map(Sampler::from);
+    let policy = Policy { chat: &models.chat, clip: models.clip.as_ref(), sampler: sampler.as_ref() };
     let rows = [
         ("uniform", None, Choosing::Uniform),
         ("top-k", Some(Source::Question), Choosing::TopK),

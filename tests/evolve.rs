@@ -13,7 +13,9 @@ use msjoe::models::language::VideoLanguageModel;
 use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::qwen2_5_vl::processor::Budget;
-use msjoe::models::unet1d::{self, UNet1d};
+use msjoe::models::sampler::Sampler;
+use msjoe::models::temporal_agent;
+use msjoe::models::unet1d;
 use msjoe::optim::AdamWConfig;
 use msjoe::pipeline::ShowKeyFrames;
 use msjoe::rl::advantage::Baseline;
@@ -121,7 +123,7 @@ fn tasks() -> Vec<Task> {
 fn learner(dir: &Path, config: &EvolveConfig) -> Learner {
     let chat = Qwen2_5VlChat::load(dir.join("mllm"), DType::F32, &Device::Cpu).unwrap();
     let clip = Clip::load(&dir.join("clip"), DType::F32, &Device::Cpu).unwrap();
-    let sampler = UNet1d::init(&config.sampler.network, 1, &Device::Cpu).unwrap();
+    let sampler = config.sampler.fresh(8, 1, &Device::Cpu).unwrap();
     let weights = Checkpoint::open(dir.join("mllm")).unwrap();
     Learner::new(chat, &weights, clip, sampler, config).unwrap()
 }
@@ -439,4 +441,47 @@ fn contradictions_are_refused_before_the_first_step() {
     difficult.sampler.worth = Worth::Difficulty;
     let unknown = Trainer::new(difficult, learner(dir.path(), &config), tasks()).err().unwrap().to_string();
     assert!(unknown.contains("needs a pass rate"));
+}
+
+#[test]
+fn a_temporal_agent_learns_in_place_of_the_network() {
+    let (dir, mut config) = setting();
+    config.model.learn = Learn::Nothing;
+    config.sampler.agent = Some(temporal_agent::Config { heads: 2, window: 4, temperature: 0.1 });
+    config.sampler.worth = Worth::Reward(Baseline::GroupMean);
+    let mut trainer = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();
+    assert!(matches!(trainer.learner.sampler, Sampler::TemporalAgent(_)));
+    let before = values(&trainer.learner.files().unwrap()["sampler"]);
+    let tally = trainer.step().unwrap();
+    assert!(tally.get("sampler/grad_norm").unwrap() > 0.0);
+    let files = trainer.learner.files().unwrap();
+    let after = values(&files["sampler"]);
+    assert!(before.keys().eq(after.keys()) && before.iter().all(|(name, value)| after[name] != *value));
+
+    // The checkpoint is TSPO's file, and what is resumed from it goes on as if nothing had been.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sampler.safetensors");
+    std::fs::write(&path, &trainer.learner.readable().unwrap()["sampler.safetensors"]).unwrap();
+    assert!(matches!(Sampler::load(&path, &Device::Cpu).unwrap(), Sampler::TemporalAgent(_)));
+    let written = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    assert!(written.contains_key("temporal.ffn_o.weight"));
+    let mut resumed = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();
+    let moments = files["sampler-optimizer"].clone();
+    let saved =
+        [("sampler".to_owned(), written.into_iter().collect()), ("sampler-optimizer".to_owned(), moments)];
+    resumed.learner.restore(saved.into()).unwrap();
+    resumed.progress = trainer.progress;
+    trainer.step().unwrap();
+    resumed.step().unwrap();
+    let all = |trainer: &Trainer| -> BTreeMap<String, _> {
+        trainer
+            .learner
+            .files()
+            .unwrap()
+            .iter()
+            .map(|(name, tensors)| (name.clone(), values(tensors)))
+            .collect()
+    };
+    assert!(all(&trainer) == all(&resumed), "the resumed run differs");
+    assert!(all(&trainer)["sampler"] != after, "the second step changed nothing");
 }

@@ -100,6 +100,14 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_by_bit() {
     assert_eq!(evaluations, again, "the report of a resumed run is that of the whole");
     assert_eq!(evaluations.keys().copied().collect::<Vec<_>>(), [0, 2, 4]);
 
+    for folder in [whole.clone(), whole.join("sampler"), resumed] {
+        let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
+        let accuracy = |summary: &Summary| format!("{:.1}", 100. * summary.accuracy);
+        assert!(page.contains("Reward and its parts") && page.contains("seed 11"), "{}", folder.display());
+        let stage_two = !folder.ends_with("sampler");
+        assert!(!stage_two || evaluations.values().all(|summary| page.contains(&accuracy(summary))));
+    }
+
     let last = whole.join("step-000004");
     Qwen2_5VlChat::load(&last, DType::F32, &Device::Cpu).expect("a checkpoint is a model folder");
     UNet1d::load(last.join("sampler.safetensors"), &Device::Cpu).expect("and holds a sampler file");

@@ -3,7 +3,9 @@
 
 mod backward;
 mod benchmarks;
+mod browser;
 mod clip;
+mod difficulty;
 mod evaluation;
 mod evolve;
 mod evolve_run;
@@ -40,6 +42,7 @@ mod select;
 mod select_definitions;
 mod select_methods;
 mod statistics;
+mod temporal_agent;
 mod text;
 mod video;
 mod video_formats;

@@ -14,6 +14,7 @@ use msjoe::models::qwen2_5_vl::generate::Finish;
 use msjoe::models::qwen2_5_vl::mrope::Timing;
 use msjoe::models::qwen2_5_vl::processor::{Budget, Processor, Size};
 use msjoe::models::qwen2_5_vl::sampling::Sampling;
+use msjoe::models::temporal_agent::TemporalAgent;
 use msjoe::models::unet1d::{Config, UNet1d};
 use msjoe::pipeline::{Event, FrameTiming, Options, Pipeline, QuerySource, ShowKeyFrames, Step, Weights};
 use msjoe::report::Answered;
@@ -98,7 +99,7 @@ impl World {
         let pipeline = Pipeline {
             model: Some(Box::new(model)),
             clip: Some(clip),
-            sampler: Some(sampler),
+            sampler: Some(sampler.into()),
             cache: None,
             warnings: vec![],
         };
@@ -196,8 +197,18 @@ fn strategies_and_query_sources() {
 #[test]
 fn every_strategy_chooses_frames() {
     let world = world(20);
-    let (pipeline, heard) = world.pipeline(&["<answer>A</answer>"; Strategy::ALL.len()]);
+    let (mut pipeline, heard) = world.pipeline(&["<answer>A</answer>"; Strategy::ALL.len()]);
+    let width = pipeline.clip.as_ref().unwrap().config().projection_dim;
+    let agent = TemporalAgent::init(&Default::default(), width, 0, &Device::Cpu).unwrap();
     for strategy in Strategy::ALL {
+        if strategy == Strategy::Tspo {
+            let options = Options { strategy, ..options(5) };
+            let error = pipeline.answer(&world.video, &question(), &options).unwrap_err().to_string();
+            let expected = "strategy tspo: needs the file of a temporal agent as its sampler, which this pipeline was \
+                            loaded without";
+            assert_eq!(error, expected);
+            pipeline.sampler = Some(agent.clone().into());
+        }
         let queries = QuerySource::Given(vec!["a bright frame".into()]);
         let options = Options { strategy, queries, ..options(5) };
         let outcome = pipeline.answer(&world.video, &question(), &options).unwrap();

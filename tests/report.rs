@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 
 use image::RgbImage;
 use msjoe::metrics::Line;
+use msjoe::models::language::Reply;
+use msjoe::models::qwen2_5_vl::generate::Finish;
+use msjoe::pipeline::{KeyFrame, Options, Outcome};
 use msjoe::report::{Answered, Cost, Evaluation, Frame, Method, Picture, Run, Said, Training, write};
 use msjoe::statistics::Estimate;
+use msjoe::text::{Question, query};
 
 const HOSTILE: &str =
     "</title></textarea><script>alert(\"1\")</script>' onload='x' & http://example.org/a.js \u{0}\u{202e}א";
 
 /// A question about a video of `seconds` candidates.
-fn answered(seconds: usize, queries: usize, key_frames: usize) -> Answered {
+pub fn answered(seconds: usize, queries: usize, key_frames: usize) -> Answered {
     let wave = |query: usize, at: usize| 0.2 + 0.1 * ((at * (query + 3)) as f32 / 97.0).sin();
     let noise = |x: u32, y: u32| [x, y, x ^ y].map(|value| (value.wrapping_mul(2_654_435_761) >> 25) as u8);
     let image = |at: usize| RgbImage::from_fn(448, 252, |x, y| image::Rgb(noise(x / 4 + at as u32, y / 4)));
@@ -42,7 +46,7 @@ fn answered(seconds: usize, queries: usize, key_frames: usize) -> Answered {
     }
 }
 
-fn training(seeds: usize, steps: u64) -> Training {
+pub fn training(seeds: usize, steps: u64) -> Training {
     let line = |seed: usize, step: u64| {
         let reward = 0.25 * seed as f64 + step as f64 / 20.0;
         let values = [("reward", reward), ("rewards/accuracy", reward / 4.0), ("sampler/entropy", 3.5)];
@@ -57,7 +61,7 @@ fn training(seeds: usize, steps: u64) -> Training {
     Training { title: "A run".to_owned(), runs: (0..seeds).map(run).collect(), ..Training::default() }
 }
 
-fn evaluation() -> Evaluation {
+pub fn evaluation() -> Evaluation {
     let about = |mean: f64| Estimate { mean, low: mean - 0.021, high: mean + 0.034 };
     let method = |name: &str, mean: f64| Method {
         name: name.to_owned(),
@@ -79,7 +83,7 @@ fn evaluation() -> Evaluation {
     }
 }
 
-fn hostile() -> [String; 3] {
+pub fn hostile() -> [String; 3] {
     let text = HOSTILE.to_owned();
     let facts = vec![(text.clone(), text.clone())];
     let said = Some(Said { reasoning: text.clone(), reply: text.clone() });
@@ -325,6 +329,52 @@ fn an_hour_of_video_stays_small() {
     assert!(page.len() < 3_000_000, "{} bytes", page.len());
     assert!(page.contains("3,600 candidate frames share 800 columns"));
     assert_eq!(page.matches("<img").count(), 64);
+    assert_eq!(well_formed(&page), Ok(()));
+}
+
+/// What the pipeline gives for an hour, with pictures that cannot be compressed.
+#[test]
+fn an_outcome_of_an_hour_stays_small() {
+    let noise =
+        |x: u32, y: u32, seed: u32| (x ^ y.rotate_left(16) ^ seed << 8).wrapping_mul(0x9E37_79B1) >> 11;
+    let image = |seed: u32| {
+        RgbImage::from_fn(448, 252, |x, y| {
+            let value = noise(x, y, seed).wrapping_mul(0x85EB_CA6B);
+            image::Rgb([24, 16, 8].map(|shift| (value >> shift) as u8))
+        })
+    };
+    let long = "word ".repeat(800);
+    let reply = Reply {
+        text: format!("<think>{long}</think>B"),
+        prompt_tokens: 9000,
+        visual_tokens: 8192,
+        new_tokens: 800,
+        finish: Finish::Stop,
+    };
+    let wave = |query: usize, at: usize| ((at * (query + 7)) as f32).sin();
+    let outcome = Outcome {
+        answer: None,
+        reply: Some(reply.clone()),
+        queries: query::given(&["one", "two", "three", "four"].map(str::to_owned)).ok(),
+        query_reply: Some(reply),
+        key_frames: (0..64)
+            .map(|at| KeyFrame { index: 56 * at, seconds: 56.25 * at as f64, weight: 0.01 })
+            .collect(),
+        images: (0..64).map(image).collect(),
+        candidates: (0..3600).map(f64::from).collect(),
+        similarity: (0..4).map(|query| (0..3600).map(|at| wave(query, at)).collect()).collect(),
+        weights: (0..3600).map(|at| wave(1, at).abs() / 3600.0).collect(),
+        log_prob: None,
+        features_cached: false,
+        duration: 3600.0,
+        steps: vec![],
+        warnings: vec![],
+    };
+    let question = Question::new("What does she hold up?", ["a cup", "a book"]).unwrap();
+    let page = Answered::of("talk.mp4", &question, &Options::default(), &outcome).unwrap().html();
+    assert!(page.len() < 3_000_000, "{} bytes", page.len());
+    assert_eq!(page.matches("<img").count(), 64);
+    assert!(page.contains(long.trim()), "what was thought is there in full");
     assert_eq!(well_formed(&page), Ok(()));
 }
 

@@ -395,13 +395,28 @@ fn one_interface_for_all_strategies() {
 }
 
 #[test]
+fn tspo_takes_the_largest_where_msjoe_spreads() {
+    let tspo = |how| select(Strategy::Tspo, &scores(), 3, how).unwrap();
+    let msjoe = |how| select(Strategy::Msjoe, &scores(), 3, how).unwrap();
+    assert_eq!(tspo(Draw::Spread), msjoe(Draw::TopK));
+    let largest = |how| {
+        let scores = Scores { logits: Some(vec![0., 0.3, 0.4, 0.1, 0.2, 0.5]), ..scores() };
+        select(how, &scores, 3, Draw::Spread).unwrap().frames
+    };
+    assert_eq!(largest(Strategy::Tspo), [1, 2, 5]);
+    assert_ne!(largest(Strategy::Msjoe), [1, 2, 5]);
+    assert_eq!(tspo(SAMPLED), msjoe(SAMPLED));
+}
+
+#[test]
 fn strategies_have_names() {
     for strategy in Strategy::ALL {
         assert_eq!(strategy.to_string().parse::<Strategy>().unwrap(), strategy);
     }
     assert_eq!("top-k".parse::<Strategy>().unwrap(), Strategy::TopK);
     let error = "topk".parse::<Strategy>().unwrap_err().to_string();
-    let names = "msjoe, top-k, uniform, bolt, aks, q-frame, bin-max, mdp3, dpp, maxinfo, focus, qca, f2c";
+    let names =
+        "msjoe, tspo, top-k, uniform, bolt, aks, q-frame, bin-max, mdp3, dpp, maxinfo, focus, qca, f2c";
     assert_eq!(error, format!("expected a strategy ({names}), got \"topk\""));
 }
 
@@ -430,6 +445,7 @@ fn strategies_refuse_scores_they_cannot_use() {
     };
     let (top, msjoe) = (Strategy::TopK, Strategy::Msjoe);
     assert_eq!(error(msjoe, |s| s.logits = None), "msjoe: needs the sampler's logits, got none");
+    assert_eq!(error(Strategy::Tspo, |s| s.logits = None), "tspo: needs the sampler's logits, got none");
     assert_eq!(
         error(msjoe, |s| s.logits = Some(vec![0.; 5])),
         "msjoe: logits: expected one per candidate frame (6), got 5"

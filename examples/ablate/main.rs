@@ -5,7 +5,7 @@
 //!
 //! Every row is trained where it learns and graded on held-out questions of rendered videos. Each finished (row, seed) is
 //! kept in `--out`: run again, the command goes on with what is missing, and grades nothing twice. The table goes to
-//! stdout and, with reward curves, to `table.md` and `table.json` in that folder. `--rows` takes some of the rows:
+//! stdout and, with reward curves, to `table.md` and `table.json` in that folder, and as a page to `report.html`. `--rows` takes some of the rows:
 //! uniform, top-k, question, frozen, joint, no-difficulty, no-info, no-previews, mlp, independent, no-baseline, evidence.
 
 #[path = "../cli/mod.rs"]
@@ -120,6 +120,7 @@ fn run(args: &Args) -> Result<()> {
     let (markdown, json) = (table.markdown(), serde_json::to_string_pretty(&table)?);
     write_file(&args.out.join("table.md"), markdown.as_bytes())?;
     write_file(&args.out.join("table.json"), json.as_bytes())?;
+    msjoe::report::write(args.out.join(msjoe::report::FILE), &table.page().html())?;
     print!("{}", if args.json { format!("{json}\n") } else { markdown });
     Ok(())
 }

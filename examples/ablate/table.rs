@@ -1,9 +1,10 @@
 //! The table, in Markdown and JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
+use msjoe::report::{Evaluation, Method};
 use msjoe::rl::trajectory::Task;
 use msjoe::statistics::{Estimate, accuracy, difference};
 use serde::Serialize;
@@ -24,6 +25,9 @@ pub struct Line {
     /// Joint evolution's accuracy less this row's, on the same questions.
     joint_is_better_by: Option<Estimate>,
     families: BTreeMap<String, f64>,
+    /// The same with intervals, for the page.
+    #[serde(skip)]
+    by_family: BTreeMap<String, Estimate>,
     evidence_recall: f64,
     /// Accuracy by number of key frames, where more than one was graded.
     by_frames: BTreeMap<usize, Estimate>,
@@ -50,6 +54,7 @@ pub fn table(done: &[(&'static Row, Vec<Graded>)], tasks: &[Task], world_seed: u
     for (row, graded) in done {
         let of_row = runs(graded, K);
         let better = joint.as_ref().filter(|_| row.name != JOINT);
+        let by_family = families(&of_row, tasks).with_context(|| row.name)?;
         let counts = graded.first().map(|g| g.by_frames.keys().copied().collect::<Vec<_>>());
         let by_frames =
             counts.unwrap_or_default().into_iter().map(|k| Ok((k, accuracy(&runs(graded, k), 0)?)));
@@ -60,7 +65,8 @@ pub fn table(done: &[(&'static Row, Vec<Graded>)], tasks: &[Task], world_seed: u
             seeds: graded.len(),
             accuracy: accuracy(&of_row, 0).with_context(|| row.name)?,
             joint_is_better_by: better.map(|joint| difference(joint, &of_row, 0)).transpose()?,
-            families: families(&of_row, tasks),
+            families: by_family.iter().map(|(name, share)| (name.clone(), share.mean)).collect(),
+            by_family,
             evidence_recall: recalls.sum::<f64>() / graded.len() as f64,
             by_frames: by_frames.collect::<Result<_>>()?,
             curve: curve(graded),
@@ -73,16 +79,17 @@ pub fn table(done: &[(&'static Row, Vec<Graded>)], tasks: &[Task], world_seed: u
     Ok(Table { questions: tasks.len(), world_seed, rows })
 }
 
-fn families(runs: &[Vec<bool>], tasks: &[Task]) -> BTreeMap<String, f64> {
-    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for run in runs {
-        for (task, right) in tasks.iter().zip(run) {
-            let entry = counts.entry(task.family.to_string()).or_default();
-            entry.0 += usize::from(*right);
-            entry.1 += 1;
-        }
-    }
-    counts.into_iter().map(|(name, (right, of))| (name, right as f64 / of as f64)).collect()
+fn families(runs: &[Vec<bool>], tasks: &[Task]) -> Result<BTreeMap<String, Estimate>> {
+    let names: BTreeSet<&str> = tasks.iter().map(|task| &*task.family).collect();
+    let of_family = |name: &str| {
+        let of_run = |run: &Vec<bool>| -> Vec<bool> {
+            let pairs = tasks.iter().zip(run).filter(|(task, _)| &*task.family == name);
+            pairs.map(|(_, right)| *right).collect()
+        };
+        let runs: Vec<Vec<bool>> = runs.iter().map(of_run).collect();
+        Ok((name.to_owned(), accuracy(&runs, 0)?))
+    };
+    names.into_iter().map(of_family).collect()
 }
 
 fn curve(graded: &[Graded]) -> Vec<Point> {
@@ -100,6 +107,26 @@ fn curve(graded: &[Graded]) -> Vec<Point> {
 }
 
 impl Table {
+    /// The table as a page.
+    pub fn page(&self) -> Evaluation {
+        let method = |row: &Line| Method {
+            name: row.title.replace("**", ""),
+            accuracy: row.accuracy,
+            families: row.by_family.clone(),
+            evidence_recall: Some(row.evidence_recall),
+            seeds: row.seeds,
+            by_frames: if row.by_frames.len() > 1 { row.by_frames.clone() } else { BTreeMap::new() },
+        };
+        Evaluation {
+            title: "Joint evolution and what it is made of".to_owned(),
+            facts: vec![("World".to_owned(), format!("seed {}, test split", self.world_seed))],
+            questions: self.questions,
+            key_frames: K,
+            methods: self.rows.iter().map(method).collect(),
+            warnings: vec![],
+        }
+    }
+
     /// Percentages; the interval in brackets.
     pub fn markdown(&self) -> String {
         let mut text = String::new();

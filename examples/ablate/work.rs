@@ -10,15 +10,16 @@ use msjoe::data::world::{Spec, Split, World};
 use msjoe::error::Error;
 use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
-use msjoe::models::unet1d::UNet1d;
+use msjoe::models::sampler::Sampler;
 use msjoe::rl::config::EvolveConfig;
+use msjoe::rl::difficulty::pass_rates;
 use msjoe::rl::evaluate::evaluate;
 use msjoe::rl::evolve::greedy;
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::learner::Learner;
 use msjoe::rl::plan::{Choosing, Plan};
 use msjoe::rl::rollout::Policy;
-use msjoe::rl::tasks::{balanced, pass_rates, world_tasks};
+use msjoe::rl::tasks::{balanced, world_tasks};
 use msjoe::rl::trainer::Trainer;
 use msjoe::rl::trajectory::Task;
 use serde::{Deserialize, Serialize};
@@ -141,8 +142,8 @@ impl Work {
             let kept = number == 0 && stages.len() == 2 && stored.is_file();
             let sampler = match &trained {
                 Some(learner) => learner.sampler.clone(),
-                None if kept => UNet1d::load(&stored, &Device::Cpu)?,
-                None => UNet1d::init(&config.sampler.network, seed, &Device::Cpu)?,
+                None if kept => Sampler::load(&stored, &Device::Cpu)?,
+                None => config.sampler.fresh(self.clip.config().projection_dim, seed, &Device::Cpu)?,
             };
             let learner = self.learner(sampler, config)?;
             if kept {
@@ -167,7 +168,7 @@ impl Work {
         Ok(graded)
     }
 
-    fn learner(&self, sampler: UNet1d, config: &EvolveConfig) -> Result<Learner> {
+    fn learner(&self, sampler: Sampler, config: &EvolveConfig) -> Result<Learner> {
         let chat = Qwen2_5VlChat::load(&self.mllm, DType::F32, &Device::Cpu)?;
         Ok(Learner::new(chat, &self.weights, self.clip.clone(), sampler, config)?)
     }

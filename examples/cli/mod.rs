@@ -36,7 +36,7 @@ pub struct Ask {
     /// Candidate frames per second of video
     #[arg(long, default_value_t = 1.0)]
     pub fps: f64,
-    /// How key frames are chosen: msjoe, top-k, uniform, bolt, aks, q-frame, bin-max, mdp3, dpp, maxinfo, focus, qca or f2c
+    /// How key frames are chosen: msjoe, tspo, top-k, uniform, bolt, aks, q-frame, bin-max, mdp3, dpp, maxinfo, focus, qca or f2c
     #[arg(long, default_value = "msjoe")]
     pub strategy: Strategy,
     /// A visual query of your own instead of the model's; repeat for more
@@ -72,7 +72,8 @@ pub struct Models {
     /// CLIP: a known name, a Hub repository, or a folder
     #[arg(long, default_value = "clip-vit-large-patch14")]
     pub clip: String,
-    /// Trained sampler (safetensors); without it an untrained one follows the similarities
+    /// Trained sampler (safetensors), a U-Net or, for tspo, a temporal agent; without it an untrained U-Net follows the
+    /// similarities
     #[arg(long)]
     pub sampler: Option<PathBuf>,
     /// cpu or cuda[:N]
@@ -97,10 +98,11 @@ impl Ask {
             key_frames: self.frames,
             fps: self.fps,
             draw: self.seed.map_or(Draw::Spread, |seed| Draw::Gumbel { seed }),
-            queries: if self.queries.is_empty() {
-                QuerySource::Model
-            } else {
-                QuerySource::Given(self.queries.clone())
+            queries: match (self.queries.is_empty(), self.strategy) {
+                (false, _) => QuerySource::Given(self.queries.clone()),
+                // As published.
+                (true, Strategy::Tspo) => QuerySource::Question,
+                (true, _) => QuerySource::Model,
             },
             key_frame_tokens: self.tokens,
             threads: self.threads,
@@ -138,7 +140,7 @@ impl Models {
     }
 }
 
-/// The folder of a model: found, or downloaded with a bar.
+/// The folder of a model, downloaded with progress if need be.
 pub fn fetch(hub: &Hub, spec: &str, stop: &Stop) -> Result<PathBuf> {
     let bar = bar("bytes");
     let resolved = hub::resolve(hub, spec, &mut |progress| {

@@ -61,6 +61,10 @@ impl Training {
 
     /// Says what came of the run.
     pub fn end(&self, run: &Run, report: msjoe::Result<Report>) -> Result<()> {
+        let page = run.folder().join(msjoe::report::FILE);
+        if page.is_file() {
+            eprintln!("report: {}", page.display());
+        }
         let report = report.with_context(|| format!("go on with --resume {}", run.folder().display()))?;
         match (self.json, &report.best) {
             (true, _) => println!("{}", serde_json::to_string_pretty(&report)?),

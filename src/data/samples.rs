@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::checkpoint::write_file;
 use crate::text::Question;
 use crate::{Error, Result};
 
@@ -183,4 +184,61 @@ fn letter(at: usize) -> char {
 
 fn normal(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// Writes the lines of `source` whose id is in `difficulty` to `out`, with the difficulty given there, and returns how many they
+/// are. Every other field stays as it is, those without a meaning here too; ids are written out, and in another folder than
+/// `source`'s videos with their full path, so that a line still means the same. `out` may be `source`: there is the whole new
+/// file, or what was there before.
+///
+/// # Errors
+/// As [`read`] for a line that is none; a difficulty outside 0 to 1; no line that is left; [`Error::Io`] when `out` cannot be
+/// written.
+pub fn write_difficulty(
+    source: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    difficulty: &BTreeMap<String, f32>,
+) -> Result<usize> {
+    let (source, out) = (source.as_ref(), out.as_ref());
+    if let Some((id, bad)) = difficulty.iter().find(|(_, value)| !(0. ..=1.).contains(*value)) {
+        return Err(Error::Input(format!("difficulty of {id}: expected 0 to 1, got {bad}")));
+    }
+    let samples = read(source)?.samples;
+    let bytes = std::fs::read(source).map_err(|error| Error::io(source, error))?;
+    let lines = bytes.split(|&byte| byte == b'\n').enumerate().map(|(number, line)| match number {
+        0 => line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line),
+        _ => line,
+    });
+    let lines = lines.filter(|line| !line.trim_ascii().is_empty());
+    let moved = folder(source)? != folder(out)?;
+    let (mut text, mut written) = (vec![], 0);
+    for (line, sample) in lines.zip(&samples) {
+        let Some(difficulty) = difficulty.get(&sample.id) else { continue };
+        let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(line)
+            .map_err(|error| Error::Input(format!("{}: {}", source.display(), explain(&error))))?;
+        fields.insert("id".to_owned(), sample.id.as_str().into());
+        if moved {
+            let video = std::path::absolute(&sample.video).map_err(|e| Error::io(&sample.video, e))?;
+            fields.insert("video".to_owned(), video.to_string_lossy().as_ref().into());
+        }
+        fields.insert("difficulty".to_owned(), (*difficulty).into());
+        text.extend(Value::Object(fields).to_string().into_bytes());
+        text.push(b'\n');
+        written += 1;
+    }
+    if written == 0 {
+        return Err(Error::Input(format!(
+            "{}: no line is left to write to {}",
+            source.display(),
+            out.display()
+        )));
+    }
+    write_file(out, &text)?;
+    Ok(written)
+}
+
+/// The folder of a file, by its one true name.
+fn folder(file: &Path) -> Result<PathBuf> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    folder.canonicalize().map_err(|error| Error::io(folder, error))
 }

@@ -20,11 +20,12 @@ pub enum Choosing {
 }
 
 impl Choosing {
-    /// Every way, in the order of tables.
+    /// Every way, in the order of tables. Not yet [`Strategy::Tspo`], whose agent would be a model of its own here.
     pub fn all() -> Vec<Self> {
         let adaptive = [Strategy::QFrame, Strategy::F2c].map(Self::Adaptive);
-        let plain = std::iter::once(Strategy::Uniform)
-            .chain(Strategy::ALL.into_iter().filter(|&strategy| strategy != Strategy::Uniform));
+        let plain = std::iter::once(Strategy::Uniform).chain(
+            Strategy::ALL.into_iter().filter(|one| ![Strategy::Uniform, Strategy::Tspo].contains(one)),
+        );
         plain.map(Self::By).chain(adaptive).chain([Self::Evidence]).collect()
     }
 

@@ -11,6 +11,7 @@ use crate::models::clip::Clip;
 use crate::models::language::VideoLanguageModel;
 use crate::models::qwen2_5_vl::adapter::Adapter;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use crate::models::sampler::Sampler;
 use crate::models::unet1d::{Config, UNet1d};
 
 /// Where the weights are, and where they run.
@@ -23,7 +24,8 @@ pub struct Weights {
     pub adapter: Option<PathBuf>,
     /// Folder of CLIP; `None` for pipelines that only sample uniformly.
     pub clip: Option<PathBuf>,
-    /// File of the trained sampler; `None` takes a fresh one, which follows the best similarity of each frame.
+    /// File of the trained sampler, a U-Net or a temporal agent; `None` takes a fresh U-Net, which follows the best similarity of
+    /// each frame.
     pub sampler: Option<PathBuf>,
     /// Where features are kept; `None` keeps none.
     pub cache: Option<PathBuf>,
@@ -56,11 +58,11 @@ impl Pipeline {
     pub fn load(weights: &Weights) -> Result<Self> {
         let mut warnings = vec![];
         let sampler = match &weights.sampler {
-            Some(file) => UNet1d::load(file, &weights.device)?,
+            Some(file) => Sampler::load(file, &weights.device)?,
             None => {
                 warnings
                     .push("no sampler file was given: an untrained sampler follows the similarities".into());
-                UNet1d::init(&Config::default(), 0, &weights.device)?
+                UNet1d::init(&Config::default(), 0, &weights.device)?.into()
             }
         };
         let clip = |dir: &PathBuf| Clip::load(dir, DType::F32, &weights.device);

@@ -42,7 +42,7 @@ pub struct Options {
     pub key_frames: usize,
     /// Candidate frames per second of video.
     pub fps: f64,
-    /// How the `msjoe` strategy takes frames from the distribution; a seed here is that of `q-frame` and `focus` too.
+    /// How `msjoe` and `tspo` take frames from the distribution; a seed here is that of `q-frame` and `focus` too.
     pub draw: Draw,
     /// Settings of the other strategies, at [`Resolution::Full`]: all key frames are shown in one size.
     pub selection: Settings,

@@ -22,6 +22,7 @@ mod html;
 mod numbers;
 mod outcome;
 mod picture;
+mod run;
 mod timeline;
 mod training;
 
@@ -30,6 +31,7 @@ use std::path::Path;
 pub use answered::{Answered, Cost, Frame, Said};
 pub use evaluation::{Evaluation, Method};
 pub use picture::Picture;
+pub use run::FILE;
 pub use training::{Run, Training};
 
 use crate::checkpoint::write_file;

@@ -1,5 +1,6 @@
 //! Everything that decides a run of joint training, as it is written in its TOML file.
 
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::advantage::{Baseline, Scale};
@@ -8,7 +9,9 @@ use super::plan::Plan;
 use super::reinforce::ReinforceConfig;
 use super::reward::RewardConfig;
 use crate::error::{Error, Result};
-use crate::models::unet1d;
+use crate::models::sampler::Sampler;
+use crate::models::temporal_agent::{self, TemporalAgent};
+use crate::models::unet1d::{self, UNet1d};
 use crate::optim::{AdamWConfig, Schedule, Shape};
 
 /// One run.
@@ -90,8 +93,10 @@ pub struct SamplerConfig {
     pub reinforce: ReinforceConfig,
     /// Learning rate and its course.
     pub rate: Rate,
-    /// Size of a network that starts from scratch.
+    /// Size of a U-Net that starts from scratch.
     pub network: unet1d::Config,
+    /// Start with a temporal agent of these settings in its place.
+    pub agent: Option<temporal_agent::Config>,
 }
 
 /// The advantage of a draw.
@@ -162,6 +167,20 @@ impl Default for SamplerConfig {
             reinforce: ReinforceConfig::default(),
             rate: Rate { peak: 5e-4, ..Rate::default() },
             network: unet1d::Config::default(),
+            agent: None,
+        }
+    }
+}
+
+impl SamplerConfig {
+    /// A sampler that starts from scratch, over CLIP features of `width`.
+    ///
+    /// # Errors
+    /// Sizes out of their bounds.
+    pub fn fresh(&self, width: usize, seed: u64, device: &Device) -> Result<Sampler> {
+        match &self.agent {
+            Some(agent) => TemporalAgent::init(agent, width, seed, device).map(Sampler::from),
+            None => UNet1d::init(&self.network, seed, device).map(Sampler::from),
         }
     }
 }

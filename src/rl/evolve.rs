@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::config::{EvolveConfig, Learn, Rate, Worth};
+use super::difficulty::pass_rates;
 use super::evaluate::{Summary, evaluate, summary};
 use super::footage::Footage;
 use super::gallery::Gallery;
@@ -15,19 +15,19 @@ use super::learner::{Learner, read_folder};
 use super::memory::{self, MemoryPlan};
 use super::plan::{Choosing, Plan};
 use super::run::{Build, Run, Snapshot};
-use super::tasks::{balanced, pass_rates, world_tasks};
+use super::tasks::{balanced, file_tasks, long_enough, world_tasks};
 use super::trainer::{Progress, Trainer};
 use super::trajectory::Task;
 use crate::checkpoint::Checkpoint;
 use crate::data::feature_cache::FeatureCache;
-use crate::data::samples;
 use crate::data::world::{Spec, Split, World};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::clip::Clip;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::config::Config;
-use crate::models::unet1d::UNet1d;
+use crate::models::sampler::Sampler;
+use crate::report::{self, Training};
 
 /// Bytes of frame features kept during an evaluation.
 const GALLERY: usize = 1 << 28;
@@ -127,7 +127,7 @@ pub struct Models {
     pub mllm: PathBuf,
     /// A CLIP.
     pub clip: PathBuf,
-    /// A sampler; without one a new network is made from `evolve.sampler.network`.
+    /// A sampler, a U-Net or a temporal agent; without one a new network is made as `evolve.sampler` says.
     pub sampler: Option<PathBuf>,
 }
 
@@ -282,8 +282,11 @@ impl Evolution {
         let chat = Qwen2_5VlChat::load(mllm, DType::F32, &device)?;
         let clip = Clip::load(clip, DType::F32, &device)?;
         let sampler = match &settings.models.sampler {
-            Some(path) => UNet1d::load(path, &device)?,
-            None => UNet1d::init(&settings.evolve.sampler.network, settings.evolve.seed, &device)?,
+            Some(path) => Sampler::load(path, &device)?,
+            None => {
+                let width = clip.config().projection_dim;
+                settings.evolve.sampler.fresh(width, settings.evolve.seed, &device)?
+            }
         };
         let (mut train, validation) = questions(&settings, &clip, observe)?;
         let learner = Learner::new(chat, &Checkpoint::open(mllm)?, clip, sampler, &settings.evolve)?;
@@ -296,7 +299,8 @@ impl Evolution {
         Ok(Self { settings, trainer, validation, evaluations: BTreeMap::new() })
     }
 
-    /// Trains to the last step, from where `run` was left.
+    /// Trains to the last step, from where `run` was left. At its end, and when it is stopped, `report.html` in the run's folder
+    /// shows its curves.
     ///
     /// # Errors
     /// As [`Trainer::step`]; the message names the last good checkpoint. [`Error::Interrupted`] after saving, when the
@@ -327,11 +331,19 @@ impl Evolution {
                 run.save(step, &self.snapshot()?, score)?;
             }
             if !go_on {
+                self.report(run)?;
                 return Err(Error::Interrupted);
             }
         }
+        self.report(run)?;
         let best = run.best()?.map(|saved| saved.folder);
         Ok(Report { evaluations: self.evaluations.clone(), steps: last, best })
+    }
+
+    /// The page of what is recorded so far, in the run's folder.
+    fn report(&self, run: &Run) -> Result<()> {
+        let page = Training::of_run(run.folder(), &self.settings, &self.evaluations)?;
+        report::write(run.folder().join(report::FILE), &page.html())
     }
 
     fn resume(&mut self, run: &Run) -> Result<Metrics> {
@@ -470,21 +482,15 @@ fn questions(settings: &Settings, clip: &Clip, observe: Observer) -> Result<(Vec
         }
         Data::Files { train, validation, fps, cache } => {
             let cache = cache.as_ref().map(FeatureCache::new);
-            let mut read = |path: &Path| file_tasks(path, *fps, clip, cache.as_ref(), observe);
+            let mut open = |video: &Path| Footage::of_file(video, *fps, clip, cache.as_ref());
+            let mut progress = |done, of| observe(Event::Preparing("videos", done, of));
+            let mut read = |path: &Path| file_tasks(path, *fps, &mut open, &mut progress);
             let train = read(train)?;
             let validation = validation.as_deref().map(&mut read).transpose()?.unwrap_or_default();
             (train, validation.into_iter().take(wanted).collect())
         }
     };
-    let k = settings.evolve.plan.key_frames;
-    if let Some(task) = train.iter().chain(&validation).find(|task| task.footage.len() < k) {
-        return Err(Error::Input(format!(
-            "question {}: {k} key frames were asked for, but video {} has {} candidates",
-            task.id,
-            task.footage.id,
-            task.footage.len()
-        )));
-    }
+    long_enough(train.iter().chain(&validation), settings.evolve.plan.key_frames)?;
     if settings.evaluation.every > 0 && validation.is_empty() {
         return Err(Error::Input(
             "evaluation: expected validation questions, got none; name a file or set evaluation.every = 0"
@@ -492,43 +498,4 @@ fn questions(settings: &Settings, clip: &Clip, observe: Observer) -> Result<(Vec
         ));
     }
     Ok((train, validation))
-}
-
-fn file_tasks(
-    path: &Path,
-    fps: f64,
-    clip: &Clip,
-    cache: Option<&FeatureCache>,
-    observe: Observer,
-) -> Result<Vec<Task>> {
-    let read = samples::read(path)?;
-    for warning in &read.warnings {
-        tracing::warn!("{}: {warning}", path.display());
-    }
-    let mut footages: BTreeMap<PathBuf, Arc<Footage>> = BTreeMap::new();
-    let (mut tasks, total) = (vec![], read.samples.len());
-    for (done, sample) in read.samples.into_iter().enumerate() {
-        let footage = match footages.get(&sample.video) {
-            Some(footage) => footage.clone(),
-            None => {
-                let footage = Arc::new(Footage::of_file(&sample.video, fps, clip, cache)?);
-                footages.insert(sample.video.clone(), footage.clone());
-                footage
-            }
-        };
-        let seconds = |index: usize| (index as f64 * fps) as usize;
-        tasks.push(Task {
-            id: sample.id.into(),
-            question: sample.question,
-            answer: sample.answer,
-            pass_rate: sample.difficulty.map(|difficulty| 1.0 - difficulty),
-            family: sample.family.unwrap_or_else(|| "all".to_owned()).into(),
-            evidence: sample.evidence.iter().map(|range| seconds(range.start)..seconds(range.end)).collect(),
-            footage,
-        });
-        if !observe(Event::Preparing("videos", done + 1, total)) {
-            return Err(Error::Interrupted);
-        }
-    }
-    Ok(tasks)
 }

@@ -20,7 +20,8 @@ use crate::video::{Fit, Request, Times, Video, fit};
 #[derive(Debug)]
 enum Source {
     World(Script),
-    File(Video),
+    /// With its candidates per second.
+    File(Video, f64),
 }
 
 /// One video. The candidates are known by their index, `0..len`.
@@ -47,7 +48,7 @@ pub struct Footage {
 type Kept = Vec<(Size, Vec<RgbImage>)>;
 
 /// How a video file is watched.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Watching<'a> {
     /// Candidates per second.
     pub fps: f64,
@@ -80,12 +81,22 @@ impl Footage {
         }
     }
 
+    /// A video file or a folder of images at `fps` candidates per second; its features are computed when they are asked for.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn open(path: &Path, fps: f64) -> Result<Self> {
+        Self::of_video(Video::open(path)?, Watching { fps, ..Watching::default() }, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
+    }
+
     /// A video file or a folder of images at `fps` candidates per second; its features are computed now.
     ///
     /// # Errors
     /// A file that cannot be decoded.
     pub fn of_file(path: &Path, fps: f64, clip: &Clip, cache: Option<&FeatureCache>) -> Result<Self> {
-        let watching = Watching { fps, clip: Some(clip), cache, sizes: &[], memory: 0 };
+        let watching = Watching { fps, clip: Some(clip), cache, ..Watching::default() };
         Self::of_video(Video::open(path)?, watching, &mut |_, _| ControlFlow::Continue(()))
     }
 
@@ -129,7 +140,7 @@ impl Footage {
             dimensions: (video.info.width, video.info.height),
             frame_rate: video.info.frame_rate,
             warnings,
-            source: Source::File(video),
+            source: Source::File(video, watching.fps),
             features: Mutex::new(features),
             kept,
         })
@@ -152,8 +163,17 @@ impl Footage {
                     frames.map(|second| fit(&script.frame(second), fit_to)).collect::<Result<_>>()?;
                 clip.encode_images(&frames)?
             }
-            Source::File(video) => {
-                return Err(Error::video(&video.path, "its features were not asked for when it was opened"));
+            Source::File(video, fps) => {
+                let watching = Watching { fps: *fps, ..Watching::default() };
+                let (features, _) = encode(video, clip, watching, &mut |_, _| ControlFlow::Continue(()))?;
+                if features.seconds.len() != self.seconds.len() {
+                    let (got, of) = (features.seconds.len(), self.seconds.len());
+                    return Err(Error::video(
+                        &video.path,
+                        format!("{got} of {of} candidates could be decoded"),
+                    ));
+                }
+                features.embeds
             }
         };
         *known = Some(features.clone());
@@ -186,7 +206,7 @@ impl Footage {
             Source::World(script) => {
                 indices.par_iter().map(|&second| fit(&script.frame(second), exact)).collect()
             }
-            Source::File(video) => {
+            Source::File(video, _) => {
                 let times = indices.iter().filter_map(|&i| self.seconds.get(i).copied()).collect();
                 let request = Request { times: Times::Seconds(times), fits: vec![exact], threads: 0 };
                 let mut images = vec![];

@@ -16,7 +16,7 @@ use crate::models::clip::Clip;
 use crate::models::qwen2_5_vl::Qwen2_5Vl;
 use crate::models::qwen2_5_vl::adapter::Adapter;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
-use crate::models::unet1d::UNet1d;
+use crate::models::sampler::Sampler;
 use crate::optim::{AdamW, Parameters, clip_grad_norm};
 
 /// The language model in training: tracked over variables, acting over the same storage.
@@ -36,7 +36,7 @@ enum Kind {
 
 /// The sampler in training.
 struct Trained {
-    model: UNet1d,
+    model: Sampler,
     parameters: Parameters,
     optimizer: AdamW,
 }
@@ -48,7 +48,7 @@ pub struct Learner {
     /// Frozen.
     pub clip: Clip,
     /// Acts in rollouts.
-    pub sampler: UNet1d,
+    pub sampler: Sampler,
     language: Option<Tutored>,
     weighing: Option<Trained>,
 }
@@ -69,7 +69,7 @@ impl Learner {
         mut chat: Qwen2_5VlChat,
         weights: &Checkpoint,
         clip: Clip,
-        sampler: UNet1d,
+        sampler: Sampler,
         config: &EvolveConfig,
     ) -> Result<Self> {
         let language = match &config.model.learn {
@@ -116,7 +116,7 @@ impl Learner {
     }
 
     /// The sampler in training, if it is.
-    pub fn student(&self) -> Option<(&UNet1d, &Parameters)> {
+    pub fn student(&self) -> Option<(&Sampler, &Parameters)> {
         self.weighing.as_ref().map(|trained| (&trained.model, &trained.parameters))
     }
 
@@ -210,7 +210,10 @@ impl Learner {
             language.optimizer.restore(take("model-optimizer")?)?;
         }
         if let Some(trained) = &mut self.weighing {
-            trained.parameters.set(&take("sampler")?)?;
+            let mut tensors = take("sampler")?;
+            let unused = trained.model.unused();
+            tensors.retain(|name, _| !unused.contains_key(name));
+            trained.parameters.set(&tensors)?;
             trained.optimizer.restore(take("sampler-optimizer")?)?;
         }
         match files.keys().next() {

@@ -28,7 +28,9 @@ pub mod config;
 pub mod learner;
 pub mod trainer;
 
+pub mod difficulty;
 pub mod evaluate;
 pub mod evolve;
+pub mod rates;
 pub mod run;
 pub mod tally;

@@ -31,6 +31,8 @@ pub enum Choosing {
     Uniform,
     /// From where the evidence is known to be, evenly where it is the whole video: an upper bound, not a method.
     Evidence,
+    /// No frame at all: what the question gives away by itself.
+    Nothing,
 }
 
 impl Choosing {

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::gallery::{Gallery, Showing};
 use super::plan::{Asking, Choosing, Plan, Shown};
 use super::tally::Tally;
+use super::tasks::long_enough;
 use super::trajectory::{Spoken, Task, Trajectory};
 use crate::error::{Error, Result};
 use crate::models::clip::Clip;
@@ -23,10 +24,9 @@ use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::generate::{Completion, Options, Request};
 use crate::models::qwen2_5_vl::processor::Budget;
 use crate::models::qwen2_5_vl::sampling::Sampling;
-use crate::models::unet1d::UNet1d;
+use crate::models::sampler::{Sampler, Sight};
 use crate::pipeline::ShowKeyFrames;
 use crate::select::{Draw, Scores, Selection, Strategy, select, uniform};
-use crate::similarity::similarity;
 use crate::text::{Queries, query};
 
 /// The models of a rollout; none of them tracked.
@@ -37,7 +37,7 @@ pub struct Policy<'a> {
     /// Compares; needed where frames are chosen by queries.
     pub clip: Option<&'a Clip>,
     /// Weighs; needed where its distribution chooses.
-    pub sampler: Option<&'a UNet1d>,
+    pub sampler: Option<&'a Sampler>,
 }
 
 /// `generations` trajectories of each task, in order.
@@ -93,7 +93,7 @@ pub fn timed(
             group.push(Trajectory {
                 asked: spoken.next(),
                 queries: looked.queries,
-                similarity: looked.similarity,
+                sight: looked.sight,
                 selection: looked.selection,
                 right: answer.choice == Some(task.answer),
                 answered,
@@ -124,7 +124,7 @@ pub(crate) fn evidence_frames(evidence: &[Range<usize>], k: usize, t: usize) -> 
 #[derive(Clone)]
 struct Looked {
     queries: Option<Queries>,
-    similarity: Option<Tensor>,
+    sight: Option<Sight>,
     selection: Selection,
 }
 
@@ -139,15 +139,9 @@ struct Rollout<'a> {
 impl Rollout<'_> {
     fn fits(&self) -> Result<()> {
         self.plan.check()?;
-        match self.tasks.iter().find(|task| task.footage.len() < self.plan.key_frames) {
-            None => Ok(()),
-            Some(task) => Err(Error::Input(format!(
-                "question {}: {} key frames were asked for, but video {} has {} candidates",
-                task.id,
-                self.plan.key_frames,
-                task.footage.id,
-                task.footage.len()
-            ))),
+        match self.plan.choosing {
+            Choosing::Nothing => Ok(()),
+            _ => long_enough(self.tasks, self.plan.key_frames),
         }
     }
 
@@ -207,7 +201,7 @@ impl Rollout<'_> {
         let plan = self.plan;
         if !plan.choosing.by_queries() {
             let looked = |task: &Task| {
-                let one = Looked { queries: None, similarity: None, selection: self.blind(task)? };
+                let one = Looked { queries: None, sight: None, selection: self.blind(task)? };
                 Ok((0..self.generations).map(|_| one.clone()).collect())
             };
             return self.tasks.iter().map(looked).collect();
@@ -232,6 +226,9 @@ impl Rollout<'_> {
     /// A choice that no query takes part in.
     fn blind(&self, task: &Task) -> Result<Selection> {
         let (frames, k) = (task.footage.len(), self.plan.key_frames);
+        if self.plan.choosing == Choosing::Nothing {
+            return Ok(Selection::nothing(frames));
+        }
         let scores = Scores { frames, ..Scores::default() };
         let mut selection = select(Strategy::Uniform, &scores, k, Draw::TopK)?;
         if self.plan.choosing == Choosing::Evidence && !task.evidence.is_empty() {
@@ -249,15 +246,15 @@ impl Rollout<'_> {
     ) -> Result<Vec<Looked>> {
         // Generations that ask the same share one matrix and one pass of the sampler.
         let mut matrices: BTreeMap<Vec<String>, usize> = BTreeMap::new();
-        let mut similarities = vec![];
+        let mut sights = vec![];
         for queries in &group {
             if !matrices.contains_key(&queries.queries) {
                 let rows: Option<Vec<Tensor>> =
                     queries.queries.iter().map(|query| features.get(query).cloned()).collect();
                 let rows = rows.ok_or_else(|| Error::Input("rollout: a query was not encoded".to_owned()))?;
-                matrices.insert(queries.queries.clone(), similarities.len());
+                matrices.insert(queries.queries.clone(), sights.len());
                 let frames = task.footage.features(self.clip()?)?;
-                similarities.push(similarity(&Tensor::stack(&rows, 0)?, &frames)?);
+                sights.push(Sight::new(Tensor::stack(&rows, 0)?, frames)?);
             }
         }
         let logits: Vec<Vec<f32>> = match self.plan.choosing {
@@ -266,7 +263,7 @@ impl Rollout<'_> {
                     .policy
                     .sampler
                     .ok_or_else(|| Error::Input("rollout: drawing key frames needs a sampler".to_owned()))?;
-                let logits = sampler.forward_batch(&similarities)?;
+                let logits = sampler.forward_batch(&sights.iter().collect::<Vec<_>>())?;
                 logits.iter().map(|l| l.to_vec1()).collect::<candle_core::Result<_>>()?
             }
             _ => vec![],
@@ -276,23 +273,19 @@ impl Rollout<'_> {
             let at = matrices.get(&queries.queries).copied().unwrap_or_default();
             let scores = Scores {
                 frames: task.footage.len(),
-                similarity: Some(similarities[at].to_dtype(DType::F32)?.to_vec2()?),
+                similarity: Some(sights[at].similarity.to_dtype(DType::F32)?.to_vec2()?),
                 logits: logits.get(at).cloned(),
                 ..Scores::default()
             };
             let selection = self.select(task, generation, &scores)?;
-            looked.push(Looked {
-                queries: Some(queries),
-                similarity: Some(similarities[at].clone()),
-                selection,
-            });
+            looked.push(Looked { queries: Some(queries), sight: Some(sights[at].clone()), selection });
         }
         Ok(looked)
     }
 
     fn select(&self, task: &Task, generation: usize, scores: &Scores) -> Result<Selection> {
         let (strategy, draw) = match self.plan.choosing {
-            Choosing::Uniform | Choosing::Evidence => return self.blind(task),
+            Choosing::Uniform | Choosing::Evidence | Choosing::Nothing => return self.blind(task),
             Choosing::TopK => (Strategy::TopK, Draw::TopK),
             Choosing::Largest => (Strategy::Msjoe, Draw::TopK),
             Choosing::Spread => (Strategy::Msjoe, Draw::Spread),

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::config::EvolveConfig;
 use super::footage::Footage;
-use super::gallery::Gallery;
-use super::plan::{Choosing, Plan};
-use super::rollout::{Policy, rollout};
 use super::trajectory::Task;
+use crate::data::samples;
 use crate::data::world::{Split, World};
 use crate::error::{Error, Result};
 
@@ -44,35 +42,61 @@ pub fn balanced(tasks: Vec<Task>, count: usize) -> Vec<Task> {
     kept.take(count).collect()
 }
 
-/// Fills in the pass rates that are missing: the share of right answers over `rollouts` trajectories with uniform frames
-/// at the run's temperature (MSJoE, arXiv 2602.22932, section 3, leaves the estimate open).
+/// The questions of a JSONL file ([`samples::read`]) with the footage that `open` makes of each video; questions about one
+/// video share it.
 ///
 /// # Errors
-/// As [`rollout`]; [`Error::Interrupted`] when `progress` (done, of) says so.
-pub fn pass_rates(
-    policy: Policy,
-    tasks: &mut [Task],
-    config: &EvolveConfig,
-    rollouts: u64,
+/// As [`samples::read`] and `open`; [`Error::Interrupted`] when `progress` (done, of) says so.
+pub fn file_tasks(
+    path: &Path,
+    fps: f64,
+    open: &mut dyn FnMut(&Path) -> Result<Footage>,
     progress: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<()> {
-    if rollouts == 0 {
-        return Err(Error::Input("pass rates: expected at least 1 rollout, got 0".to_owned()));
+) -> Result<Vec<Task>> {
+    let read = samples::read(path)?;
+    for warning in &read.warnings {
+        tracing::warn!("{}: {warning}", path.display());
     }
-    let plan = Plan { choosing: Choosing::Uniform, ..config.plan.clone() };
-    let mut gallery = Gallery::new(1 << 28);
-    let total = tasks.len();
-    for (i, chunk) in tasks.chunks_mut(16).enumerate() {
-        let groups = rollout(policy, &mut gallery, chunk, &plan, rollouts, config.seed)?;
-        for (task, group) in chunk.iter_mut().zip(groups) {
-            if task.pass_rate.is_none() {
-                let right = group.iter().filter(|trajectory| trajectory.right).count();
-                task.pass_rate = Some(right as f32 / rollouts as f32);
+    let mut footages: BTreeMap<PathBuf, Arc<Footage>> = BTreeMap::new();
+    let (mut tasks, total) = (vec![], read.samples.len());
+    for (done, sample) in read.samples.into_iter().enumerate() {
+        let footage = match footages.get(&sample.video) {
+            Some(footage) => footage.clone(),
+            None => {
+                let footage = Arc::new(open(&sample.video)?);
+                footages.insert(sample.video.clone(), footage.clone());
+                footage
             }
-        }
-        if !progress((16 * (i + 1)).min(total), total) {
+        };
+        let seconds = |index: usize| (index as f64 * fps) as usize;
+        tasks.push(Task {
+            id: sample.id.into(),
+            question: sample.question,
+            answer: sample.answer,
+            pass_rate: sample.difficulty.map(|difficulty| 1.0 - difficulty),
+            family: sample.family.unwrap_or_else(|| "all".to_owned()).into(),
+            evidence: sample.evidence.iter().map(|range| seconds(range.start)..seconds(range.end)).collect(),
+            footage,
+        });
+        if !progress(done + 1, total) {
             return Err(Error::Interrupted);
         }
     }
-    Ok(())
+    Ok(tasks)
+}
+
+/// Refuses videos with fewer candidates than `key_frames`, before anything is asked about any of them.
+///
+/// # Errors
+/// Names the question, its video and the number of its candidates.
+pub fn long_enough<'a>(tasks: impl IntoIterator<Item = &'a Task>, key_frames: usize) -> Result<()> {
+    match tasks.into_iter().find(|task| task.footage.len() < key_frames) {
+        None => Ok(()),
+        Some(task) => Err(Error::Input(format!(
+            "question {}: {key_frames} key frames were asked for, but video {} has {} candidates",
+            task.id,
+            task.footage.id,
+            task.footage.len()
+        ))),
+    }
 }

@@ -213,8 +213,8 @@ impl Trainer {
     }
 
     fn reward(&self, trajectory: &Trajectory) -> Result<Reward> {
-        let similarity: Vec<Vec<f32>> = match &trajectory.similarity {
-            Some(similarity) => similarity.to_dtype(candle_core::DType::F32)?.to_vec2()?,
+        let similarity: Vec<Vec<f32>> = match &trajectory.sight {
+            Some(sight) => sight.similarity.to_dtype(candle_core::DType::F32)?.to_vec2()?,
             None => vec![],
         };
         let outcome = Outcome {

@@ -3,11 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Tensor;
-
 use super::footage::Footage;
 use crate::models::qwen2_5_vl::Prompt;
 use crate::models::qwen2_5_vl::generate::{Completion, Finish};
+use crate::models::sampler::Sight;
 use crate::select::Selection;
 use crate::text::{Answer, Form, Queries, Question};
 
@@ -55,8 +54,8 @@ pub struct Trajectory {
     pub asked: Option<Spoken>,
     /// What was looked for; `None` for uniform frames.
     pub queries: Option<Queries>,
-    /// Similarity (Q, T).
-    pub similarity: Option<Tensor>,
+    /// How queries and candidates compare, with the features of both; `None` for uniform frames.
+    pub sight: Option<Sight>,
     /// Chosen frames and the distribution they came from.
     pub selection: Selection,
     /// The answer turn.

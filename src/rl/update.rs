@@ -15,7 +15,7 @@ use super::trajectory::{Spoken, Trajectory};
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::packed::{Group, PackedBatch, Sharing};
 use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
-use crate::models::unet1d::UNet1d;
+use crate::models::sampler::{Sampler, Sight};
 use crate::ops::log_prob::{TokenLogProbs, log_probs};
 use crate::optim::{Parameters, add_gradients};
 
@@ -308,7 +308,7 @@ fn difference(trained: &[f32], written: &[f32], tally: &mut Tally) {
 /// # Errors
 /// A parameter without a gradient, trajectories without a similarity matrix.
 pub fn sampler_gradients(
-    sampler: &UNet1d,
+    sampler: &Sampler,
     parameters: &Parameters,
     drawn: &[(&Trajectory, f64)],
     config: &SamplerConfig,
@@ -316,24 +316,24 @@ pub fn sampler_gradients(
     tally: &mut Tally,
 ) -> Result<Option<Gradients>> {
     // Generations with the same queries share their matrix, and so one pass.
-    let mut by_matrix: Vec<(&Tensor, Vec<(&Trajectory, f64)>)> = vec![];
+    let mut by_matrix: Vec<(&Sight, Vec<(&Trajectory, f64)>)> = vec![];
     for &(trajectory, advantage) in drawn {
-        let Some(similarity) = &trajectory.similarity else {
+        let Some(sight) = &trajectory.sight else {
             return Err(Error::Input("sampler update: a trajectory without similarities".to_owned()));
         };
-        match by_matrix.iter_mut().find(|(known, _)| known.id() == similarity.id()) {
+        match by_matrix.iter_mut().find(|(known, _)| known.similarity.id() == sight.similarity.id()) {
             Some((_, draws)) => draws.push((trajectory, advantage)),
-            None => by_matrix.push((similarity, vec![(trajectory, advantage)])),
+            None => by_matrix.push((sight, vec![(trajectory, advantage)])),
         }
     }
     if config.reinforce.entropy_bonus == 0.0 {
         by_matrix.retain(|(_, draws)| draws.iter().any(|(_, advantage)| *advantage != 0.0));
     }
     // Videos of like length together: less padding.
-    by_matrix.sort_by_key(|(similarity, _)| similarity.dims().last().copied());
+    by_matrix.sort_by_key(|(sight, _)| sight.similarity.dims().last().copied());
     let chunks: Vec<_> = by_matrix.chunks(MATRICES).collect();
-    let of_chunk = |matrices: &&[(&Tensor, Vec<(&Trajectory, f64)>)], tally: &mut Tally| {
-        let inputs: Vec<Tensor> = matrices.iter().map(|(similarity, _)| (*similarity).clone()).collect();
+    let of_chunk = |matrices: &&[(&Sight, Vec<(&Trajectory, f64)>)], tally: &mut Tally| {
+        let inputs: Vec<&Sight> = matrices.iter().map(|(sight, _)| *sight).collect();
         let logits = sampler.forward_batch(&inputs)?;
         let draws: Vec<Drawn> = (logits.iter().zip(*matrices))
             .flat_map(|(logits, (_, draws))| {

@@ -5,6 +5,7 @@
 //! | `uniform` | evenly spaced over the video | the number of frames |
 //! | `top-k` | the largest similarities, each frame at its best query | the similarity matrix |
 //! | `msjoe` | drawn by, or largest of, the sampler's distribution | the sampler's logits |
+//! | `tspo` | largest of, or drawn by, the temporal agent's distribution | the agent's logits |
 //! | `bolt` | at even steps of the mass under the similarity curve | the similarity matrix |
 //! | `aks` | the largest similarities of every part of an adaptively halved video | the similarity matrix |
 //! | `q-frame` | drawn by similarity, in one size or three | the similarity matrix, a seed |

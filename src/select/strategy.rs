@@ -33,6 +33,9 @@ const LOGIT_SCALE: f32 = 100.;
 pub enum Strategy {
     /// By the trained sampler's distribution over the frames (`msjoe`).
     Msjoe,
+    /// By the temporal agent of TSPO: its largest logits, or a draw from them (`tspo`); see
+    /// [`crate::models::temporal_agent`].
+    Tspo,
     /// By the largest similarity to any query (`top-k`).
     TopK,
     /// Evenly over the video, blind to the question (`uniform`).
@@ -61,8 +64,9 @@ pub enum Strategy {
 
 impl Strategy {
     /// Every strategy.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Msjoe,
+        Self::Tspo,
         Self::TopK,
         Self::Uniform,
         Self::Bolt,
@@ -81,6 +85,7 @@ impl Strategy {
     pub fn name(self) -> &'static str {
         match self {
             Self::Msjoe => "msjoe",
+            Self::Tspo => "tspo",
             Self::TopK => "top-k",
             Self::Uniform => "uniform",
             Self::Bolt => "bolt",
@@ -99,6 +104,11 @@ impl Strategy {
     /// Whether the choice goes by what the question or the queries look for.
     pub fn reads_queries(self) -> bool {
         !matches!(self, Self::Uniform | Self::MaxInfo)
+    }
+
+    /// Whether the choice goes by a trained network, [`Scores::logits`].
+    pub fn reads_logits(self) -> bool {
+        matches!(self, Self::Msjoe | Self::Tspo)
     }
 
     /// Whether the choice goes by how frames resemble each other, [`Scores::features`].
@@ -123,7 +133,7 @@ impl FromStr for Strategy {
     }
 }
 
-/// How the `msjoe` strategy takes frames from the sampler's distribution.
+/// How `msjoe` takes frames from the sampler's distribution, and `tspo`, which takes the largest where it could spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Draw {
     /// The K frames of largest weight: no randomness.
@@ -142,10 +152,10 @@ pub enum Draw {
 pub struct Scores {
     /// T, the number of candidate frames.
     pub frames: usize,
-    /// Cosine similarities, one row of T per query; read by all but `msjoe`, `uniform` and `maxinfo`. Each frame counts with
+    /// Cosine similarities, one row of T per query; read by all but `msjoe`, `tspo`, `uniform` and `maxinfo`. Each frame counts with
     /// its best query.
     pub similarity: Option<Vec<Vec<f32>>>,
-    /// The sampler's logits (T,), before softmax; read by `msjoe`.
+    /// The sampler's logits (T,), before softmax; read by `msjoe` and `tspo`.
     pub logits: Option<Vec<f32>>,
     /// Embeddings of the frames (T, D); read by `mdp3`, `dpp`, `maxinfo`, `qca`, and by `f2c` where they are given.
     pub features: Option<Features>,
@@ -161,14 +171,14 @@ pub struct Selection {
     /// The K frames, ascending. `maxinfo` may give fewer, and with [`Resolution::Adaptive`] `q-frame` and `f2c` give more
     /// and smaller ones.
     pub frames: Vec<usize>,
-    /// The distribution over all T candidates that the choice went by, summing to 1. `msjoe`: softmax of the logits;
+    /// The distribution over all T candidates that the choice went by, summing to 1. `msjoe` and `tspo`: softmax of the logits;
     /// `uniform` and `maxinfo`: 1 / T; `bolt`: its curve; `q-frame`: what it draws from; the others, as `top-k`: softmax
     /// of 100 times (CLIP's scale) each frame's best similarity.
     pub weights: Vec<f32>,
     /// The frames in the order in which they were taken: as drawn, by falling score (`top-k`), by falling gain (`dpp`), or
     /// ascending (also for [`Draw::Spread`]).
     pub draw_order: Vec<usize>,
-    /// Log-probability of `draw_order`; only for a random draw (`msjoe`, `q-frame`).
+    /// Log-probability of `draw_order`; only for a random draw (`msjoe`, `tspo`, `q-frame`).
     pub log_prob: Option<f64>,
     /// Side length of each of `frames` as a part of the full one, in (0, 1]; empty where all are at full size.
     pub scales: Vec<f32>,
@@ -183,6 +193,11 @@ impl Selection {
         Self { frames, weights, draw_order, log_prob: None, scales: vec![], clips: vec![] }
     }
 
+    /// No frame of `candidates`, which all weigh the same.
+    pub(crate) fn nothing(candidates: usize) -> Self {
+        Self::of(vec![], vec![1. / candidates.max(1) as f32; candidates])
+    }
+
     /// Visual tokens of the frames, in units of a full one.
     pub fn tokens(&self) -> f64 {
         match self.scales.as_slice() {
@@ -192,7 +207,7 @@ impl Selection {
     }
 }
 
-/// Chooses `k` key frames. `draw` matters to [`Strategy::Msjoe`] only; the others are deterministic, `q-frame` and `focus` for
+/// Chooses `k` key frames. `draw` matters to [`Strategy::Msjoe`] and [`Strategy::Tspo`] only; the others are deterministic, `q-frame` and `focus` for
 /// a [`Scores::seed`].
 ///
 /// # Errors
@@ -210,7 +225,10 @@ pub fn select(strategy: Strategy, scores: &Scores, k: usize, draw: Draw) -> Resu
     }
     match strategy {
         Strategy::Uniform => Ok(Selection::of(uniform(t, k), vec![1. / t as f32; t])),
-        Strategy::Msjoe => from_logits(scores, k, draw),
+        Strategy::Msjoe => from_logits(strategy, scores, k, draw),
+        // As published.
+        Strategy::Tspo if draw == Draw::Spread => from_logits(strategy, scores, k, Draw::TopK),
+        Strategy::Tspo => from_logits(strategy, scores, k, draw),
         Strategy::MaxInfo => {
             let frames = max_info(features(strategy, scores)?, k, scores.settings.max_info)?;
             Ok(Selection::of(frames, vec![1. / t as f32; t]))
@@ -219,11 +237,11 @@ pub fn select(strategy: Strategy, scores: &Scores, k: usize, draw: Draw) -> Resu
     }
 }
 
-fn from_logits(scores: &Scores, k: usize, how: Draw) -> Result<Selection> {
+fn from_logits(strategy: Strategy, scores: &Scores, k: usize, how: Draw) -> Result<Selection> {
     let Some(logits) = &scores.logits else {
-        return Err(Error::Input("msjoe: needs the sampler's logits, got none".to_owned()));
+        return Err(Error::Input(format!("{strategy}: needs the sampler's logits, got none")));
     };
-    check_length("msjoe: logits", logits.len(), scores.frames)?;
+    check_length(&format!("{strategy}: logits"), logits.len(), scores.frames)?;
     check(logits, k)?;
     let (draw_order, log_prob) = match how {
         Draw::TopK => (descending(logits, k)?, None),

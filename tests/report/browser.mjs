@@ -58,11 +58,11 @@ class Browser {
   }
 
   async event(method) {
-    for (let tries = 0; tries < 1200; tries++) {
+    for (let tries = 0; tries < 6000; tries++) {
       if (this.events.some((event) => event.method === method)) return;
       await new Promise((done) => setTimeout(done, 50));
     }
-    throw new Error(`${method}: nothing in a minute`);
+    throw new Error(`${method}: nothing in five minutes`);
   }
 }
 

@@ -18,6 +18,7 @@ mod weights;
 
 pub use clip::{ClipSpec, clip};
 pub use qwen::{QwenSpec, qwen2_5_vl};
+pub(crate) use weights::normals;
 
 use std::path::Path;
 

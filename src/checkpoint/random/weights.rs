@@ -63,20 +63,8 @@ impl Weights {
         Ok(())
     }
 
-    /// The generator depends on seed and name alone, so a tensor is the same in every layout of the file.
     fn around(&mut self, mean: f64, name: String, shape: &[usize]) -> Result<()> {
-        let digest = Sha256::new().chain_update(self.seed.to_le_bytes()).chain_update(&name).finalize();
-        let mut rng = StdRng::from_seed(digest.into());
-        let count: usize = shape.iter().product();
-        let mut values = Vec::with_capacity(count + 1);
-        while values.len() < count {
-            // Box-Muller; 1 - u keeps the logarithm's argument off 0
-            let (u, v): (f64, f64) = (rng.random(), rng.random());
-            let radius = self.std * (-2.0 * (1.0 - u).ln()).sqrt();
-            values.push((mean + radius * (TAU * v).cos()) as f32);
-            values.push((mean + radius * (TAU * v).sin()) as f32);
-        }
-        values.truncate(count);
+        let values = normals(self.seed, &name, shape.iter().product(), mean, self.std);
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?;
         self.tensors.insert(name, tensor);
         Ok(())
@@ -105,6 +93,22 @@ impl Weights {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
         write_json(dir, "model.safetensors.index.json", &index)
     }
+}
+
+/// Normal values. The generator depends on seed and name alone, so a tensor is the same in every layout of a file.
+pub(crate) fn normals(seed: u64, name: &str, count: usize, mean: f64, std: f64) -> Vec<f32> {
+    let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize();
+    let mut rng = StdRng::from_seed(digest.into());
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        // Box-Muller; 1 - u keeps the logarithm's argument off 0
+        let (u, v): (f64, f64) = (rng.random(), rng.random());
+        let radius = std * (-2.0 * (1.0 - u).ln()).sqrt();
+        values.push((mean + radius * (TAU * v).cos()) as f32);
+        values.push((mean + radius * (TAU * v).sin()) as f32);
+    }
+    values.truncate(count);
+    values
 }
 
 fn remove_weights(dir: &Path) -> Result<()> {
