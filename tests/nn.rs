@@ -89,6 +89,7 @@ fn affine_maps_equal_their_twins() {
         (7, 64, 150),
         (16, 515, 330),
         (17, 515, 330),
+        (300, 33, 70),
     ];
     for (m, k, n) in shapes {
         let (x, w, b) = (normal(&[m, k], 5), normal(&[n, k], 6), normal(&[n], 7));

@@ -123,31 +123,33 @@ fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, a: Opera
     if m < FEW && a.1 == (k, 1) && b.1 == (1, k) {
         return few_rows(y, (m, n, k), keep, a.0, b.0, scale);
     }
-    // Each thread computes columns of its own: `gemm` shares one product less well (LOG.md).
+    // Each thread computes a part of its own, cut along the longer side: `gemm` shares one product less well (LOG.md).
     let threads = rayon::current_num_threads();
-    let step = n.div_ceil(threads).next_multiple_of(COLUMNS);
-    let columns: Vec<usize> = (0..n).step_by(step).collect();
-    let whole = if columns.len() == 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    let (side, by_rows) = if m > n { (m, true) } else { (n, false) };
+    let step = side.div_ceil(threads).next_multiple_of(PART);
+    let whole = if side <= step { Parallelism::Rayon(threads) } else { Parallelism::None };
     let y = Output(y.as_mut_ptr());
-    columns.into_par_iter().for_each(|first| {
-        let width = step.min(n - first);
+    (0..side.div_ceil(step)).into_par_iter().for_each(|part| {
+        let first = part * step;
+        let length = step.min(side - first);
+        let (rows, columns) = if by_rows { ((first, length), (0, n)) } else { ((0, m), (first, length)) };
         let stride = |s: usize| s as isize;
         let y: *mut f32 = { y }.0;
         // SAFETY: the assertion keeps every access inside the three buffers; `y` is borrowed exclusively, and no two
-        // calls write the same column.
+        // parts write the same value.
         unsafe {
             gemm(
-                m,
-                width,
+                rows.1,
+                columns.1,
                 k,
-                y.add(first),
+                y.add(rows.0 * n + columns.0),
                 1,
                 stride(n),
                 keep,
-                a.0.as_ptr(),
+                a.0.as_ptr().add(rows.0 * a.1.0),
                 stride(a.1.1),
                 stride(a.1.0),
-                b.0.as_ptr().add(first * b.1.1),
+                b.0.as_ptr().add(columns.0 * b.1.1),
                 stride(b.1.1),
                 stride(b.1.0),
                 1.0,
@@ -161,10 +163,10 @@ fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, a: Opera
     });
 }
 
-/// Columns that a thread computes by itself, at least.
-const COLUMNS: usize = 64;
+/// Rows or columns that a thread computes by itself, at least.
+const PART: usize = 64;
 
-/// Where a product goes, shared by the threads that write columns of their own.
+/// Where a product goes, shared by the threads that write parts of their own.
 #[derive(Clone, Copy)]
 struct Output(*mut f32);
 
