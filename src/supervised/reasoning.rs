@@ -12,7 +12,8 @@ pub const BOTH: &str = "both";
 /// What `frames` (seconds, ascending) show of what `sample` asks about. Only what is shown is said, so that the words can be
 /// learned from the frames:
 /// - the thing and where it is, scene by scene, and for a neighbour also what is next to it;
-/// - for what is put in order, counted or weighed, a word for every frame , and then the occurrences by number:
+/// - for what is put in order, counted or weighed, a word for every frame, and for what is counted
+///   then the occurrences by number:
 ///   `..water water.sand, one water two sand`.
 pub fn reasoning(script: &Script, sample: &Sample, frames: &[usize]) -> String {
     match sample.family {
