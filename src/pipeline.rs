@@ -13,7 +13,7 @@ mod options;
 mod outcome;
 mod watch;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ use crate::models::clip::Clip;
 use crate::models::language::{Reply, Show, Turn, VideoLanguageModel};
 use crate::models::qwen2_5_vl::mrope::Timing;
 use crate::models::sampler::{Sampler, Sight};
-use crate::select::{Features, Selection, Strategy, select};
+use crate::select::{Features, Resolution, Selection, Strategy, select};
 use crate::text::{Queries, Question, query};
 use crate::video::Video;
 use watch::{Candidates, Seen, Watched};
@@ -80,14 +80,15 @@ impl Pipeline {
         observe: Observer,
     ) -> Result<Outcome> {
         let model = self.language_model("an answer")?;
-        let (mut outcome, seen) = self.chosen(video.as_ref(), question, options, observe)?;
+        let (mut outcome, mut seen) = self.chosen(video.as_ref(), question, options, observe)?;
         let start = Instant::now();
+        let runs = std::mem::take(&mut seen.runs);
         let images = self.fetch(seen, &outcome.key_frames, options, observe)?;
         outcome.steps.push(StepReport::of(Step::Fetch, start));
 
         let start = Instant::now();
         let turn = Turn {
-            show: show(&images, &outcome, options),
+            show: show(&images, &runs, &outcome, options),
             text: &model.dialogue().answer(question),
             max_new_tokens: options.answer_tokens,
             sampling: options.sampling.clone().unwrap_or_else(|| model.sampling()),
@@ -133,6 +134,7 @@ impl Pipeline {
 
         let mut warnings = if options.strategy == Strategy::Msjoe { self.warnings.clone() } else { vec![] };
         warnings.extend(watched.warnings);
+        let runs = choice.selection.runs();
         let outcome = Outcome {
             answer: None,
             reply: None,
@@ -149,7 +151,7 @@ impl Pipeline {
             steps,
             warnings,
         };
-        Ok((outcome, Seen { video, candidates, kept: watched.kept }))
+        Ok((outcome, Seen { video, candidates, kept: watched.kept, runs }))
     }
 
     /// Steps 1 to 3: queries, similarity, draw.
@@ -208,7 +210,7 @@ impl Pipeline {
         }
         let model = self.language_model("queries")?;
         let turn = Turn {
-            show: if watched.previews.is_empty() { Show::Nothing } else { Show::Images(&watched.previews) },
+            show: vec![Show::Images(&watched.previews)],
             text: &model.dialogue().ask(
                 question,
                 watched.previews.len(),
@@ -249,17 +251,28 @@ impl Pipeline {
     }
 }
 
-/// The key frames as the model gets them.
-fn show<'a>(images: &'a [RgbImage], chosen: &Outcome, options: &Options) -> Show<'a> {
-    let timing = match (options.show, options.timing) {
-        (ShowKeyFrames::Images, _) => return Show::Images(images),
-        (ShowKeyFrames::Video, FrameTiming::Uniform) => {
+/// The key frames as the model gets them: all together, or each of the `runs` by itself.
+fn show<'a>(
+    images: &'a [RgbImage],
+    runs: &[Range<usize>],
+    chosen: &Outcome,
+    options: &Options,
+) -> Vec<Show<'a>> {
+    let seconds: Vec<f64> = chosen.key_frames.iter().map(|frame| frame.seconds).collect();
+    let exact = options.timing == FrameTiming::Exact || options.selection.resolution == Resolution::Adaptive;
+    let of_run = |run: &Range<usize>| {
+        let frames = &images[run.clone()];
+        // The clock of a medium begins at the last frame before it: positions go on by the time that has passed.
+        let since = run.start.checked_sub(1).map_or(0.0, |last| seconds[last]);
+        let timing = match exact {
             // Two frames share a temporal slice.
-            Timing::Uniform((2.0 * chosen.duration / images.len().max(1) as f64) as f32)
-        }
-        (ShowKeyFrames::Video, FrameTiming::Exact) => {
-            Timing::Slices(chosen.key_frames.iter().step_by(2).map(|frame| frame.seconds).collect())
-        }
+            false => Timing::Uniform((2.0 * chosen.duration / frames.len().max(1) as f64) as f32),
+            true => Timing::Slices(seconds[run.clone()].iter().step_by(2).map(|at| at - since).collect()),
+        };
+        Show::Video { frames, timing }
     };
-    Show::Video { frames: images, timing }
+    match options.show {
+        ShowKeyFrames::Images => vec![Show::Images(images)],
+        ShowKeyFrames::Video => runs.iter().map(of_run).collect(),
+    }
 }

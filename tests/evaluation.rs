@@ -8,14 +8,16 @@ use candle_core::{DType, Device};
 use msjoe::benchmarks::{self, Benchmark};
 use msjoe::data::world::Spec;
 use msjoe::evaluation::{
-    Column, Counts, Event, Form, Item, Journal, Models, Origin, Prediction, Settings, Source, Work, by_video,
-    columns, exhibits, full_size, main_group, methods, of_benchmark, of_file, of_world, results, run, write,
+    Column, Counts, Event, Form, Item, Journal, Models, Origin, Prediction, Seeds, Settings, Source, Work,
+    by_video, columns, exhibits, full_size, main_group, methods, of_benchmark, of_file, of_world, results,
+    run, write,
 };
 use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::qwen2_5_vl::mrope::{Media, Timing};
 use msjoe::models::qwen2_5_vl::processor::Size;
-use msjoe::models::sampler::Sampler;
+use msjoe::models::sampler::{Sampler, Sight};
+use msjoe::models::temporal_agent::{self, TemporalAgent};
 use msjoe::models::unet1d::UNet1d;
 use msjoe::rl::evaluate::evaluate;
 use msjoe::rl::footage::Footage;
@@ -24,6 +26,7 @@ use msjoe::rl::plan::{Asking, Choosing, Plan, Shown};
 use msjoe::rl::rollout::Policy;
 use msjoe::rl::trajectory::Task;
 use msjoe::select::Selection;
+use msjoe::text::query;
 use msjoe::video::{H264Writer, Rational};
 
 mod numbers;
@@ -35,10 +38,14 @@ fn toy(name: &str) -> PathBuf {
 
 fn models() -> Models {
     let sampler = UNet1d::load(toy("sampler.safetensors"), &Device::Cpu).unwrap();
+    let clip = Clip::load(&toy("clip"), DType::F32, &Device::Cpu).unwrap();
+    let width = clip.config().projection_dim;
+    let agent = |seed| TemporalAgent::init(&temporal_agent::Config::default(), width, seed, &Device::Cpu);
     Models {
         chat: Qwen2_5VlChat::load(toy("mllm"), DType::F32, &Device::Cpu).unwrap(),
-        clip: Some(Clip::load(&toy("clip"), DType::F32, &Device::Cpu).unwrap()),
+        clip: Some(clip),
         samplers: vec![sampler],
+        agents: vec![agent(1).unwrap(), agent(2).unwrap()],
         cache: None,
         memory: 1 << 28,
     }
@@ -60,7 +67,11 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 fn grid(methods_: &[&str], sources: &[Source], frames: &[usize], seeds: u64) -> Vec<Column> {
-    columns(&methods(&names(methods_), sources).unwrap(), frames, seeds, 1)
+    columns(
+        &methods(&names(methods_), sources).unwrap(),
+        frames,
+        Seeds { draws: seeds, samplers: 1, agents: 2 },
+    )
 }
 
 fn work<'a>(items: &'a [Item], columns: &'a [Column]) -> Work<'a> {
@@ -177,6 +188,32 @@ fn batched_answers_are_those_of_the_rollout() {
                 "{name} {}",
                 one.id
             );
+        }
+    }
+}
+
+#[test]
+fn tspo_takes_the_largest_logits_of_each_of_its_agents() {
+    let models = models();
+    let items = of_world(Spec::short(), 5, 6).unwrap().items;
+    let columns = grid(&["tspo"], &[Source::Question], &[3], 1);
+    assert_eq!(columns.len(), models.agents.len());
+    let folder = tempfile::tempdir().unwrap();
+    let (_, journal) = run_to(&models, &settings(), work(&items, &columns), folder.path(), usize::MAX);
+    let clip = models.clip.as_ref().unwrap();
+    for (column, agent) in columns.iter().zip(&models.agents) {
+        let of_column = journal.of(*column);
+        for item in &items {
+            let Origin::World(task) = &item.origin else { unreachable!() };
+            let queries = clip.encode_texts(&query::of_question(&item.question).queries).unwrap();
+            let sight = Sight::new(queries, task.footage.features(clip).unwrap()).unwrap();
+            let logits = agent.forward(&sight.frames, &sight.queries, &sight.similarity).unwrap();
+            let mut largest: Vec<usize> = (0..logits.elem_count()).collect();
+            let logits = logits.to_vec1::<f32>().unwrap();
+            largest.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            largest.truncate(3);
+            largest.sort_unstable();
+            assert_eq!(of_column[item.id.as_str()].key_frames, largest, "{}", item.id);
         }
     }
 }
@@ -334,7 +371,7 @@ fn frames_of_several_sizes_are_shown_at_their_own_times() {
 
 #[test]
 fn what_cannot_be_run_is_refused() {
-    let known = "all, or any of uniform, msjoe, top-k, bolt";
+    let known = "all, or any of uniform, msjoe, tspo, top-k, bolt";
     for bad in [&["best"][..], &[], &["uniform,bolt"]] {
         let error = methods(&names(bad), &[Source::Model]).unwrap_err().to_string();
         assert!(error.contains(known) && error.contains("evidence"), "{error}");
@@ -343,7 +380,7 @@ fn what_cannot_be_run_is_refused() {
     let error = "mine".parse::<Source>().unwrap_err().to_string();
     assert!(error.contains("question, model, both") && error.contains("mine"), "{error}");
     let all = methods(&names(&["all"]), &[Source::Question, Source::Model]).unwrap();
-    assert_eq!(all.len(), 2 * 11 + 2, "every strategy once, those with queries with either source");
+    assert_eq!(all.len(), 2 * 12 + 2, "every strategy once, those with queries with either source");
 
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(folder.path(), &settings()).unwrap();
@@ -371,17 +408,15 @@ fn what_cannot_be_run_is_refused() {
         let error = told.unwrap_err().to_string();
         assert!(error.contains(missing), "{error}");
     }
-    let unweighed = Models { samplers: vec![], ..models() };
-    let columns = grid(&["msjoe"], &[Source::Question], &[2], 1);
-    let told =
-        run(
-            &unweighed,
-            &settings(),
-            work(&items, &columns),
-            &mut journal,
-            &mut |_| ControlFlow::Continue(()),
-        );
-    assert!(told.unwrap_err().to_string().contains("a sampler per seed (1), got 0"));
+    let unweighed = Models { samplers: vec![], agents: vec![], ..models() };
+    for (name, missing) in
+        [("msjoe", "a sampler per seed (1), got 0"), ("tspo", "a sampler per seed (2), got 0")]
+    {
+        let columns = grid(&[name], &[Source::Question], &[2], 1);
+        let work = work(&items, &columns);
+        let told = run(&unweighed, &settings(), work, &mut journal, &mut |_| ControlFlow::Continue(()));
+        assert!(told.unwrap_err().to_string().contains(missing));
+    }
     assert!(of_world(Spec::short(), 3, 0).unwrap_err().to_string().contains("got 0"));
 }
 

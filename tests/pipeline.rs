@@ -16,7 +16,9 @@ use msjoe::models::qwen2_5_vl::processor::{Budget, Processor, Size};
 use msjoe::models::qwen2_5_vl::sampling::Sampling;
 use msjoe::models::temporal_agent::TemporalAgent;
 use msjoe::models::unet1d::{Config, UNet1d};
-use msjoe::pipeline::{Event, FrameTiming, Options, Pipeline, QuerySource, ShowKeyFrames, Step, Weights};
+use msjoe::pipeline::{
+    Event, FrameTiming, KeyFrame, Options, Pipeline, QuerySource, ShowKeyFrames, Step, Weights,
+};
 use msjoe::report::Answered;
 use msjoe::select::{Draw, Resolution, Settings, Strategy};
 use msjoe::text::{Form, Question};
@@ -27,7 +29,8 @@ use msjoe::{Error, Result};
 #[derive(Debug, Clone, PartialEq)]
 struct Heard {
     images: Vec<RgbImage>,
-    timing: Option<Timing>,
+    /// Of each video.
+    timing: Vec<Timing>,
     text: String,
 }
 
@@ -47,11 +50,16 @@ impl VideoLanguageModel for Scripted {
     }
 
     fn reply(&self, turn: &Turn, on_text: OnText) -> Result<Reply> {
-        let (images, timing) = match &turn.show {
-            Show::Nothing => (vec![], None),
-            Show::Images(images) => (images.to_vec(), None),
-            Show::Video { frames, timing } => (frames.to_vec(), Some(timing.clone())),
-        };
+        let (mut images, mut timing) = (vec![], vec![]);
+        for show in &turn.show {
+            match show {
+                Show::Images(shown) => images.extend(shown.iter().cloned()),
+                Show::Video { frames, timing: times } => {
+                    images.extend(frames.iter().cloned());
+                    timing.push(times.clone());
+                }
+            }
+        }
         self.heard.lock().unwrap().push(Heard { images, timing, text: turn.text.to_owned() });
         let text = self.replies.lock().unwrap().remove(0);
         if on_text(text).is_break() {
@@ -152,7 +160,7 @@ fn the_four_steps() {
     assert!(tokens <= 32, "{tokens} tokens for a preview");
     assert!(heard[0].text.contains("How bright is it?"));
     assert_eq!(heard[1].images, outcome.images, "the answer sees the key frames and nothing else");
-    assert_eq!(heard[1].timing, Some(Timing::Uniform(6.0)), "two of 8 frames in 24 s");
+    assert_eq!(heard[1].timing, [Timing::Uniform(6.0)], "two of 8 frames in 24 s");
 
     let steps: Vec<Step> = outcome.steps.iter().map(|s| s.step).collect();
     assert_eq!(steps, [Step::Watch, Step::Ask, Step::Compare, Step::Sample, Step::Fetch, Step::Answer]);
@@ -191,7 +199,7 @@ fn strategies_and_query_sources() {
     let heard = heard.lock().unwrap();
     assert_eq!(heard.len(), 4, "nobody was asked for queries");
     let slices = timed.key_frames.iter().step_by(2).map(|f| f.seconds).collect();
-    assert_eq!(heard[3].timing, Some(Timing::Slices(slices)));
+    assert_eq!(heard[3].timing, [Timing::Slices(slices)]);
 }
 
 #[test]
@@ -219,8 +227,53 @@ fn every_strategy_chooses_frames() {
     assert_eq!(heard.lock().unwrap().len(), Strategy::ALL.len());
     let selection = Settings { resolution: Resolution::Adaptive, ..Settings::default() };
     let error = pipeline.answer(&world.video, &question(), &Options { selection, ..options(5) }).unwrap_err();
-    let expected = "selection: key frames are shown in one size, expected full resolution, got adaptive";
+    let expected = "selection: frames of several sizes are chosen by q-frame and f2c, expected full resolution for msjoe";
     assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn frames_of_several_sizes_are_shown_at_their_own_times() {
+    let world = world(60);
+    let (pipeline, heard) = world.pipeline(&["<answer>A</answer>"; 3]);
+    let selection = Settings { resolution: Resolution::Adaptive, ..Settings::default() };
+    let queries = QuerySource::Given(vec!["a bright frame".into()]);
+    for strategy in [Strategy::QFrame, Strategy::F2c] {
+        let options = Options { strategy, selection, queries: queries.clone(), ..options(8) };
+        let outcome = pipeline.answer(&world.video, &question(), &options).unwrap();
+        let Heard { images, timing, .. } = heard.lock().unwrap().pop().unwrap();
+        assert_eq!(images, outcome.images, "{strategy}");
+        assert_eq!(images.len(), outcome.key_frames.len(), "{strategy}");
+        let more = strategy == Strategy::QFrame;
+        assert!(
+            images.len() >= 8 + usize::from(more),
+            "{strategy}: {} frames for the tokens of 8",
+            images.len()
+        );
+        let full = Processor::default().plan(112, 84, &Budget::Total { frames: 8, tokens: 8192 }).unwrap();
+        for (image, frame) in images.iter().zip(&outcome.key_frames) {
+            let size =
+                Processor::default().plan(full.width, full.height, &Budget::Scaled { scale: frame.scale });
+            let Size { width, height } = size.unwrap();
+            assert_eq!(image.dimensions(), (width, height), "{strategy}: {}", frame.scale);
+        }
+        // Each stretch of one size, and each clip: its slices' times count from the last frame before it.
+        let (mut expected, mut since) = (vec![], 0.0);
+        let together = |a: &KeyFrame, b: &KeyFrame| {
+            a.scale == b.scale && (strategy == Strategy::QFrame || a.index + 1 == b.index)
+        };
+        for run in outcome.key_frames.chunk_by(together) {
+            let times = run.iter().step_by(2).map(|frame| frame.seconds - since).collect();
+            expected.push(Timing::Slices(times));
+            since = run.last().unwrap().seconds;
+        }
+        assert_eq!(timing, expected, "{strategy}");
+        assert!(timing.len() > 1, "{strategy}");
+    }
+    let shown = ShowKeyFrames::Images;
+    let options = Options { strategy: Strategy::QFrame, selection, queries, show: shown, ..options(4) };
+    let outcome = pipeline.answer(&world.video, &question(), &options).unwrap();
+    let heard = heard.lock().unwrap().pop().unwrap();
+    assert_eq!((heard.images.len(), heard.timing), (outcome.key_frames.len(), vec![]));
 }
 
 #[test]

@@ -358,7 +358,7 @@ fn an_outcome_of_an_hour_stays_small() {
         queries: query::given(&["one", "two", "three", "four"].map(str::to_owned)).ok(),
         query_reply: Some(reply),
         key_frames: (0..64)
-            .map(|at| KeyFrame { index: 56 * at, seconds: 56.25 * at as f64, weight: 0.01 })
+            .map(|at| KeyFrame { index: 56 * at, seconds: 56.25 * at as f64, weight: 0.01, scale: 1.0 })
             .collect(),
         images: (0..64).map(image).collect(),
         candidates: (0..3600).map(f64::from).collect(),

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use msjoe::data::feature_cache;
 use msjoe::hub::{self, Hub};
 use msjoe::pipeline::{Event, Options, Pipeline, QuerySource, Step, Weights};
-use msjoe::select::{Draw, Strategy};
+use msjoe::select::{Draw, Resolution, Settings, Strategy};
 use msjoe::text::Question;
 
 /// The video and the question.
@@ -39,6 +39,9 @@ pub struct Ask {
     /// How key frames are chosen: msjoe, tspo, top-k, uniform, bolt, aks, q-frame, bin-max, mdp3, dpp, maxinfo, focus, qca or f2c
     #[arg(long, default_value = "msjoe")]
     pub strategy: Strategy,
+    /// With q-frame and f2c: frames of several sizes, for the tokens of K full ones
+    #[arg(long)]
+    pub adaptive: bool,
     /// A visual query of your own instead of the model's; repeat for more
     #[arg(long = "query")]
     pub queries: Vec<String>,
@@ -93,6 +96,7 @@ impl Ask {
     }
 
     pub fn pipeline_options(&self) -> Result<Options> {
+        let resolution = if self.adaptive { Resolution::Adaptive } else { Resolution::Full };
         let options = Options {
             strategy: self.strategy,
             key_frames: self.frames,
@@ -104,6 +108,7 @@ impl Ask {
                 (true, Strategy::Tspo) => QuerySource::Question,
                 (true, _) => QuerySource::Model,
             },
+            selection: Settings { resolution, ..Settings::default() },
             key_frame_tokens: self.tokens,
             threads: self.threads,
             answer_tokens: self.answer_tokens,

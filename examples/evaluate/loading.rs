@@ -8,15 +8,17 @@ use clap::Parser;
 use msjoe::benchmarks::Benchmark;
 use msjoe::data::feature_cache::{self, FeatureCache};
 use msjoe::evaluation::{
-    Clock, Column, Form, FrameRate, Models, Settings, Source, identity, needs_clip, needs_sampler,
+    Clock, Column, Form, FrameRate, Models, Seeds, Settings, Source, asks, identity, needs_clip,
 };
 use msjoe::hub::Hub;
 use msjoe::models::clip::Clip;
 use msjoe::models::language::VideoLanguageModel;
 use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
-use msjoe::models::unet1d::{Config, UNet1d};
+use msjoe::models::temporal_agent::{self, TemporalAgent};
+use msjoe::models::unet1d::{self, UNet1d};
 use msjoe::rl::plan::Shown;
+use msjoe::select::Strategy;
 use msjoe::text::Dialogue;
 
 use crate::cli::{Stop, fetch};
@@ -55,6 +57,9 @@ pub struct Args {
     /// Trained sampler; several are the seeds of msjoe [untrained; toy: models/toy/sampler.safetensors]
     #[arg(long, value_delimiter = ',')]
     pub sampler: Vec<PathBuf>,
+    /// Temporal agent; several are the seeds of tspo [untrained; toy: models/toy/agent.safetensors]
+    #[arg(long, value_delimiter = ',')]
+    pub agent: Vec<PathBuf>,
     /// Seeds of methods that are random
     #[arg(long, default_value_t = 1)]
     pub seeds: u64,
@@ -125,13 +130,40 @@ fn choice<T: Copy>(what: &str, given: &Option<String>, known: [(&str, T); 2], de
     found.map(|found| found.1).ok_or_else(|| anyhow::anyhow!("--{what}: expected {names}, got {given:?}"))
 }
 
+/// The networks of `files` with their identities; without any file one that is untrained.
+fn networks<T>(
+    files: Vec<PathBuf>,
+    name: &str,
+    load: impl Fn(Option<&Path>) -> msjoe::Result<T>,
+) -> Result<(Vec<String>, Vec<T>)> {
+    if files.is_empty() {
+        eprintln!("warning: no file of a {name} was given: an untrained {name} follows the similarities");
+        return Ok((vec![], vec![load(None)?]));
+    }
+    let identities = files.iter().map(|file| identity(file)).collect::<msjoe::Result<_>>()?;
+    let networks = files.iter().map(|file| load(Some(file))).collect::<msjoe::Result<_>>()?;
+    Ok((identities, networks))
+}
+
 impl Args {
-    /// The sampler files.
-    pub fn samplers(&self) -> Vec<PathBuf> {
+    /// `given`, or the toy world's own file.
+    fn files(&self, given: &[PathBuf], toy: &str) -> Vec<PathBuf> {
         match self.benchmark.as_str() {
-            "toy" if self.sampler.is_empty() => vec!["models/toy/sampler.safetensors".into()],
-            _ => self.sampler.clone(),
+            "toy" if given.is_empty() => vec![Path::new("models/toy").join(toy)],
+            _ => given.to_vec(),
         }
+    }
+
+    fn samplers(&self) -> Vec<PathBuf> {
+        self.files(&self.sampler, "sampler.safetensors")
+    }
+
+    fn agents(&self) -> Vec<PathBuf> {
+        self.files(&self.agent, "agent.safetensors")
+    }
+
+    pub fn seeds(&self) -> Seeds {
+        Seeds { draws: self.seeds, samplers: self.samplers().len(), agents: self.agents().len() }
     }
 
     pub fn together(&self, benchmark: Option<Benchmark>) -> usize {
@@ -160,13 +192,8 @@ impl Args {
         };
         let chat = self.chat(&mllm, dtype, &device)?;
         let clip = clip.map(|folder| Clip::load(&folder, DType::F32, &device)).transpose()?;
-        let files = if needs_sampler(columns) { self.samplers() } else { vec![] };
-        let mut samplers: Vec<UNet1d> =
-            files.iter().map(|file| UNet1d::load(file, &device)).collect::<msjoe::Result<_>>()?;
-        if needs_sampler(columns) && samplers.is_empty() {
-            eprintln!("warning: no sampler file was given: an untrained sampler follows the similarities");
-            samplers.push(UNet1d::init(&Config::default(), 0, &device)?);
-        }
+        let (sampler_files, samplers) = self.unets(columns, &device)?;
+        let (agent_files, agents) = self.temporal_agents(columns, clip.as_ref(), &device)?;
         let own = toy || chat.dialogue == Dialogue::Brief;
         let form = if own { Form::Dialogue } else { Form::Letter };
         let form =
@@ -179,7 +206,8 @@ impl Args {
             mllm: identity(&mllm)?,
             adapter: self.adapter.as_deref().map(identity).transpose()?,
             clip: clip.as_ref().map(|clip| clip.revision().to_owned()),
-            samplers: files.iter().map(|file| identity(file)).collect::<msjoe::Result<_>>()?,
+            samplers: sampler_files,
+            agents: agent_files,
             fps: self.fps,
             previews: self.previews.unwrap_or(most / 2),
             key_frame_tokens: self.tokens,
@@ -200,7 +228,33 @@ impl Args {
             ..Settings::default()
         };
         let cache = feature_cache::default_dir().filter(|_| !self.no_cache).map(FeatureCache::new);
-        Ok((Models { chat, clip, samplers, cache, memory: MEMORY }, settings))
+        Ok((Models { chat, clip, samplers, agents, cache, memory: MEMORY }, settings))
+    }
+
+    fn unets(&self, columns: &[Column], device: &Device) -> Result<(Vec<String>, Vec<UNet1d>)> {
+        if !asks(columns, Strategy::Msjoe) {
+            return Ok((vec![], vec![]));
+        }
+        networks(self.samplers(), "sampler", |file| match file {
+            Some(file) => UNet1d::load(file, device),
+            None => UNet1d::init(&unet1d::Config::default(), 0, device),
+        })
+    }
+
+    fn temporal_agents(
+        &self,
+        columns: &[Column],
+        clip: Option<&Clip>,
+        device: &Device,
+    ) -> Result<(Vec<String>, Vec<TemporalAgent>)> {
+        let Some(clip) = clip.filter(|_| asks(columns, Strategy::Tspo)) else {
+            return Ok((vec![], vec![]));
+        };
+        let width = clip.config().projection_dim;
+        networks(self.agents(), "temporal agent", |file| match file {
+            Some(file) => TemporalAgent::load(file, device),
+            None => TemporalAgent::init(&temporal_agent::Config::default(), width, 0, device),
+        })
     }
 
     fn chat(&self, mllm: &Path, dtype: DType, device: &Device) -> Result<Qwen2_5VlChat> {

@@ -83,7 +83,7 @@ fn run(args: &Args) -> Result<()> {
 /// Answers what is missing, then sums up everything.
 fn evaluate(args: &Args, benchmark: Option<Benchmark>, questions: &Questions) -> Result<()> {
     let methods = methods(&args.methods, &args.queries)?;
-    let columns = columns(&methods, &args.frames, args.seeds, args.samplers().len());
+    let columns = columns(&methods, &args.frames, args.seeds());
     let stop = cli::Stop::on_ctrl_c()?;
     let (models, mut settings) = args.load(benchmark, &columns, &stop)?;
     settings.questions = questions.hash.clone();

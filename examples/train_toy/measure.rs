@@ -46,7 +46,7 @@ fn captions(chat: &Qwen2_5VlChat, world: &World) -> Result<f64> {
         let script = world.script(Split::Validation, video);
         let images = [script.frame(script.seconds / 2)];
         let sampling = Sampling::default();
-        let turn = Turn { show: Show::Images(&images), text: DESCRIBE, max_new_tokens: 32, sampling };
+        let turn = Turn { show: vec![Show::Images(&images)], text: DESCRIBE, max_new_tokens: 32, sampling };
         prompts.push(chat.prompt(&turn)?);
         right.push(script.caption(script.seconds / 2));
     }

@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use sha2::{Digest, Sha256};
 
 use super::item::Item;
@@ -18,6 +18,7 @@ use crate::models::qwen2_5_vl::Prompt;
 use crate::models::qwen2_5_vl::generate::{Completion, Options, Request};
 use crate::models::qwen2_5_vl::processor::Budget;
 use crate::models::qwen2_5_vl::sampling::Sampling;
+use crate::models::sampler::Sight;
 use crate::pipeline::{ShowKeyFrames, Step, StepReport};
 use crate::rl::footage::Footage;
 use crate::rl::gallery::{Gallery, Showing};
@@ -25,7 +26,6 @@ use crate::rl::rollout::evidence_frames;
 use crate::select::{
     Draw, Features, Focus, Resolution, Scores, Selection, Settings as Selecting, Strategy, select, uniform,
 };
-use crate::similarity::similarity;
 use crate::text::{Queries, query};
 
 /// Called as tokens are written; `Break` ends the work with [`Error::Interrupted`].
@@ -42,7 +42,7 @@ pub(super) struct Viewed<'a> {
 /// What was looked for in a video, and where it is.
 pub(super) struct Looked {
     pub queries: Vec<String>,
-    similarity: Tensor,
+    sight: Sight,
     /// The query turn and the comparison.
     pub steps: Vec<StepReport>,
 }
@@ -194,9 +194,10 @@ impl<'a> Chunk<'a> {
             }
             let start = Instant::now();
             let texts = clip.encode_texts(&queries)?;
-            let similarity = similarity(&texts, &footage.features(clip)?)?.to_dtype(DType::F32)?;
+            let sight =
+                Sight::new(texts.to_dtype(DType::F32)?, footage.features(clip)?.to_dtype(DType::F32)?)?;
             steps.push(took(Step::Compare, start.elapsed().as_secs_f64()));
-            all.push(Looked { queries, similarity, steps });
+            all.push(Looked { queries, sight, steps });
         }
         Ok(all)
     }
@@ -248,10 +249,8 @@ impl<'a> Chunk<'a> {
             scores.features = self.features.get(&footage.id).cloned();
         }
         if let Some(looked) = self.looked(at, column) {
-            scores.similarity = Some(looked.similarity.to_vec2()?);
-            if strategy == Strategy::Msjoe {
-                scores.logits = Some(models.sampler(column.seed)?.forward(&looked.similarity)?.to_vec1()?);
-            }
+            scores.similarity = Some(looked.sight.similarity.to_vec2()?);
+            scores.logits = models.logits(column, &looked.sight)?;
         }
         select(strategy, &scores, k, Draw::Spread)
     }
@@ -290,8 +289,17 @@ impl Models {
         self.clip.as_ref().ok_or_else(missing)
     }
 
-    fn sampler(&self, seed: u64) -> Result<&crate::models::unet1d::UNet1d> {
-        let missing = || Error::Input("evaluation: msjoe needs a sampler".to_owned());
-        usize::try_from(seed).ok().and_then(|seed| self.samplers.get(seed)).ok_or_else(missing)
+    /// Logits of the frames, for a column that asks a network.
+    fn logits(&self, column: Column, sight: &Sight) -> Result<Option<Vec<f32>>> {
+        let at = column.seed as usize;
+        let logits = match column.method.choosing.strategy() {
+            Some(Strategy::Msjoe) => self.samplers.get(at).map(|unet| unet.forward(&sight.similarity)),
+            Some(Strategy::Tspo) => {
+                let Sight { similarity, queries, frames } = sight;
+                self.agents.get(at).map(|agent| agent.forward(frames, queries, similarity))
+            }
+            _ => None,
+        };
+        Ok(logits.transpose()?.map(|logits| logits.to_vec1()).transpose()?)
     }
 }

@@ -20,12 +20,11 @@ pub enum Choosing {
 }
 
 impl Choosing {
-    /// Every way, in the order of tables. Not yet [`Strategy::Tspo`], whose agent would be a model of its own here.
+    /// Every way, in the order of tables.
     pub fn all() -> Vec<Self> {
         let adaptive = [Strategy::QFrame, Strategy::F2c].map(Self::Adaptive);
-        let plain = std::iter::once(Strategy::Uniform).chain(
-            Strategy::ALL.into_iter().filter(|one| ![Strategy::Uniform, Strategy::Tspo].contains(one)),
-        );
+        let plain = std::iter::once(Strategy::Uniform)
+            .chain(Strategy::ALL.into_iter().filter(|one| *one != Strategy::Uniform));
         plain.map(Self::By).chain(adaptive).chain([Self::Evidence]).collect()
     }
 
@@ -173,21 +172,33 @@ pub struct Column {
     pub method: Method,
     /// K.
     pub frames: usize,
-    /// From 0: of the draw for methods that are random, the number of the sampler for `msjoe`.
+    /// From 0: of the draw for methods that are random, the number of the sampler for `msjoe` and of the agent for `tspo`.
     pub seed: u64,
 }
 
-/// Every method with every number of frames; `seeds` of those that are random, `samplers` of `msjoe` (one each otherwise).
-pub fn columns(methods: &[Method], frames: &[usize], seeds: u64, samplers: usize) -> Vec<Column> {
+/// How many seeds the methods have that have several; none stands for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seeds {
+    /// Draws of methods that are random.
+    pub draws: u64,
+    /// Samplers of `msjoe`.
+    pub samplers: usize,
+    /// Temporal agents of `tspo`.
+    pub agents: usize,
+}
+
+/// Every method with every number of frames and each of its seeds.
+pub fn columns(methods: &[Method], frames: &[usize], seeds: Seeds) -> Vec<Column> {
     let mut columns = vec![];
     for &frames in frames {
         for &method in methods {
             let count = match method.choosing {
-                Choosing::By(Strategy::Msjoe) => samplers.max(1) as u64,
-                choosing if choosing.is_random() => seeds.max(1),
+                Choosing::By(Strategy::Msjoe) => seeds.samplers as u64,
+                Choosing::By(Strategy::Tspo) => seeds.agents as u64,
+                choosing if choosing.is_random() => seeds.draws,
                 _ => 1,
             };
-            columns.extend((0..count).map(|seed| Column { method, frames, seed }));
+            columns.extend((0..count.max(1)).map(|seed| Column { method, frames, seed }));
         }
     }
     columns

@@ -20,11 +20,12 @@ use crate::models::language::VideoLanguageModel;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::Media;
 use crate::models::qwen2_5_vl::processor::{Budget, Size};
+use crate::models::temporal_agent::TemporalAgent;
 use crate::models::unet1d::UNet1d;
 use crate::pipeline::{Step, StepReport};
 use crate::rl::footage::{Footage, Watching};
 use crate::rl::gallery::{Gallery, Showing};
-use crate::select::Selection;
+use crate::select::{Selection, Strategy};
 use crate::video::{Times, Video};
 
 /// The models of an evaluation, loaded once.
@@ -35,6 +36,8 @@ pub struct Models {
     pub clip: Option<Clip>,
     /// One per seed of `msjoe`.
     pub samplers: Vec<UNet1d>,
+    /// One per seed of `tspo`.
+    pub agents: Vec<TemporalAgent>,
     /// Where CLIP features of video files are kept.
     pub cache: Option<FeatureCache>,
     /// Bytes of frames, and of their features, that are kept for the next method.
@@ -101,15 +104,15 @@ impl Models {
                 "evaluation: methods that look at frames need CLIP weights, got none".into(),
             ));
         }
-        let seeds =
-            columns.iter().filter(|&&column| needs_sampler(&[column])).map(|column| column.seed + 1).max();
-        let samplers = self.samplers.len() as u64;
-        match seeds.filter(|&seeds| seeds > samplers) {
-            None => Ok(()),
-            Some(seeds) => Err(Error::Input(format!(
-                "evaluation: msjoe needs a sampler per seed ({seeds}), got {samplers}"
-            ))),
+        for (strategy, have) in [(Strategy::Msjoe, self.samplers.len()), (Strategy::Tspo, self.agents.len())]
+        {
+            let seeds = columns.iter().filter(|&&column| asks(&[column], strategy)).map(|c| c.seed + 1).max();
+            if let Some(seeds) = seeds.filter(|&seeds| seeds > have as u64) {
+                let text = format!("evaluation: {strategy} needs a sampler per seed ({seeds}), got {have}");
+                return Err(Error::Input(text));
+            }
         }
+        Ok(())
     }
 }
 
@@ -440,8 +443,7 @@ pub fn needs_clip(columns: &[Column]) -> bool {
     columns.iter().any(|column| column.method.choosing.looks())
 }
 
-/// Whether `columns` ask a sampler.
-pub fn needs_sampler(columns: &[Column]) -> bool {
-    let strategy = crate::select::Strategy::Msjoe;
+/// Whether a method of `columns` chooses by this strategy, with every frame at full size.
+pub fn asks(columns: &[Column], strategy: Strategy) -> bool {
     columns.iter().any(|column| column.method.choosing == Choosing::By(strategy))
 }

@@ -57,6 +57,9 @@ pub struct Settings {
     pub clip: Option<String>,
     /// Those of the samplers, in the order of `msjoe`'s seeds.
     pub samplers: Vec<String>,
+    /// Those of the temporal agents, in the order of `tspo`'s seeds.
+    #[serde(default)]
+    pub agents: Vec<String>,
     /// Candidate frames per second of video.
     pub fps: f64,
     /// Frames shown with the query turn: the same for every K, so that a question is asked for queries once.
@@ -92,6 +95,7 @@ impl Default for Settings {
             adapter: None,
             clip: None,
             samplers: vec![],
+            agents: vec![],
             fps: 1.0,
             previews: 4,
             preview_tokens: 32,
@@ -138,12 +142,8 @@ impl Settings {
         let (mut mine, mut theirs) = (self.clone(), known.clone());
         let clip = mine.clip.clone().or(theirs.clip.clone());
         (mine.clip, theirs.clip) = (mine.clip.or(clip.clone()), theirs.clip.or(clip));
-        let longer = mine.samplers.len().max(theirs.samplers.len());
-        let same = mine.samplers.iter().zip(&theirs.samplers).all(|(a, b)| a == b);
-        let samplers = if mine.samplers.len() == longer { &mine.samplers } else { &theirs.samplers }.clone();
-        if same {
-            (mine.samplers, theirs.samplers) = (samplers.clone(), samplers);
-        }
+        share(&mut mine.samplers, &mut theirs.samplers);
+        share(&mut mine.agents, &mut theirs.agents);
         let differences = theirs.differences(&mine);
         if differences.is_empty() { Ok(mine) } else { Err(Error::Input(differences.join("; "))) }
     }
@@ -159,6 +159,14 @@ impl Settings {
                 format!("{name}: the folder has {value}, now {now}")
             })
             .collect()
+    }
+}
+
+/// Gives the longer list to both where the shorter one is its beginning.
+fn share(a: &mut Vec<String>, b: &mut Vec<String>) {
+    if a.iter().zip(b.iter()).all(|(a, b)| a == b) {
+        let longer = if a.len() < b.len() { &*b } else { &*a }.clone();
+        (*a, *b) = (longer.clone(), longer);
     }
 }
 

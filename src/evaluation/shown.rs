@@ -1,7 +1,6 @@
 //! Key frames as the language model gets them: one video or single images, or clips of several sizes at their own times, with
 //! subtitles where they are wanted.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -62,13 +61,11 @@ pub fn exhibits(
 ) -> Result<Vec<Exhibit>> {
     let show = if separate { ShowKeyFrames::Images } else { settings.show.into() };
     let sized = !selection.scales.is_empty();
-    let whole = std::iter::once(0..selection.frames.len());
-    let runs = if sized { runs(selection) } else { whole.collect() };
     let mut since = 0.;
     let mut exhibits = vec![];
-    for run in runs {
+    for run in selection.runs() {
         let scale = selection.scales.get(run.start).copied().unwrap_or(1.);
-        let size = if scale < 1. { smaller(chat, full, scale)? } else { full };
+        let size = chat.plan(full.width, full.height, &Budget::Scaled { scale })?;
         let frames = selection.frames[run].to_vec();
         let last = frames.last().and_then(|&frame| footage.seconds.get(frame)).copied();
         let showing = Showing { footage: footage.clone(), frames, size, show };
@@ -76,26 +73,6 @@ pub fn exhibits(
         since = last.unwrap_or(since);
     }
     Ok(exhibits)
-}
-
-/// Stretches of frames of one size, and of one clip where there are clips.
-fn runs(selection: &Selection) -> Vec<Range<usize>> {
-    let starts = |frame: usize| selection.clips.iter().any(|clip| clip.start == frame);
-    let mut runs: Vec<Range<usize>> = vec![];
-    for (at, &frame) in selection.frames.iter().enumerate() {
-        let goes_on = at > 0 && selection.scales[at] == selection.scales[at - 1] && !starts(frame);
-        match runs.last_mut().filter(|_| goes_on) {
-            Some(run) => run.end = at + 1,
-            None => runs.push(at..at + 1),
-        }
-    }
-    runs
-}
-
-/// A size of `scale` squared as many tokens.
-fn smaller(chat: &Qwen2_5VlChat, full: Size, scale: f32) -> Result<Size> {
-    let tokens = chat.processor.tokens(full, 1) as f32 * scale * scale;
-    chat.plan(full.width, full.height, &Budget::Slice { tokens: (tokens.round() as usize).max(1) })
 }
 
 impl Exhibit {

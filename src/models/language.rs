@@ -13,14 +13,12 @@ use super::qwen2_5_vl::sampling::Sampling;
 use crate::error::Result;
 use crate::text::Dialogue;
 
-/// What is shown to the model before the text of a turn.
+/// Frames that are shown to the model together.
 #[derive(Debug, Clone)]
 pub enum Show<'a> {
-    /// Nothing.
-    Nothing,
     /// Independent images.
     Images(&'a [RgbImage]),
-    /// Frames of one video, in order of time.
+    /// Frames of one video or clip, in order of time.
     Video {
         /// The frames, all of one size.
         frames: &'a [RgbImage],
@@ -32,8 +30,8 @@ pub enum Show<'a> {
 /// One turn: frames and a text, to be answered without memory of earlier turns.
 #[derive(Debug, Clone)]
 pub struct Turn<'a> {
-    /// What is seen.
-    pub show: Show<'a>,
+    /// What is seen before the text, in order.
+    pub show: Vec<Show<'a>>,
     /// What is said.
     pub text: &'a str,
     /// Most tokens of the reply.

@@ -58,43 +58,64 @@ impl WithSimd for Columns<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let width = self.w.len() / self.k;
+        let (rows, width) = (self.x.len() / self.k, self.w.len() / self.k);
+        match rows {
+            1 => return self.strip::<S, 1, 8>(simd, 0, 0..width, Apart::Far),
+            2 => return self.strip::<S, 2, 4>(simd, 0, 0..width, Apart::Far),
+            3 => return self.strip::<S, 3, 4>(simd, 0, 0..width, Apart::Far),
+            4 => return self.strip::<S, 4, 4>(simd, 0, 0..width, Apart::Far),
+            _ => {}
+        }
         for first in (0..width).step_by(TILE) {
             let tile = first..width.min(first + TILE);
-            let rows = self.x.len() / self.k;
             for row in (0..rows).step_by(4) {
                 match rows - row {
-                    1 => self.strip::<S, 1>(simd, row, tile.clone()),
-                    2 => self.strip::<S, 2>(simd, row, tile.clone()),
-                    3 => self.strip::<S, 3>(simd, row, tile.clone()),
-                    _ => self.strip::<S, 4>(simd, row, tile.clone()),
+                    1 => self.strip::<S, 1, 4>(simd, row, tile.clone(), Apart::Near),
+                    2 => self.strip::<S, 2, 4>(simd, row, tile.clone(), Apart::Near),
+                    3 => self.strip::<S, 3, 4>(simd, row, tile.clone(), Apart::Near),
+                    _ => self.strip::<S, 4, 4>(simd, row, tile.clone(), Apart::Near),
                 }
             }
         }
     }
 }
 
+/// Which rows of `w` are read at the same time.
+#[derive(Clone, Copy, PartialEq)]
+enum Apart {
+    /// Neighbours.
+    Near,
+    /// Some from each part of `w`: what passes once comes from memory faster in several streams than in one.
+    Far,
+}
+
 impl Columns<'_> {
-    /// M rows of `x` from `row` on with a tile of `w`.
+    /// M rows of `x` from `row` on with `columns` rows of `w`, N at a time.
     #[inline(always)]
-    fn strip<S: Simd, const M: usize>(&mut self, simd: S, row: usize, tile: std::ops::Range<usize>) {
+    fn strip<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        columns: std::ops::Range<usize>,
+        apart: Apart,
+    ) {
         let (k, width) = (self.k, self.w.len() / self.k);
         let x: [&[f32]; M] = std::array::from_fn(|i| &self.x[(row + i) * k..(row + i + 1) * k]);
-        let mut column = tile.start;
-        while column < tile.end {
-            let of = |j: usize| &self.w[(column + j) * k..(column + j + 1) * k];
-            if column + 4 <= tile.end {
-                let block = block::<S, M, 4>(simd, x, std::array::from_fn(of));
-                for (i, sums) in block.iter().enumerate() {
-                    let at = (row + i) * width + column;
-                    self.sums[at..at + 4].copy_from_slice(sums);
+        let blocks = columns.len() / N;
+        let (step, stride) = if apart == Apart::Far { (1, blocks) } else { (N, 1) };
+        for at in 0..blocks {
+            let first = columns.start + at * step;
+            let of = |j: usize| &self.w[(first + j * stride) * k..(first + j * stride + 1) * k];
+            let block = block::<S, M, N>(simd, x, std::array::from_fn(of));
+            for (i, sums) in block.iter().enumerate() {
+                for (j, sum) in sums.iter().enumerate() {
+                    self.sums[(row + i) * width + first + j * stride] = *sum;
                 }
-                column += 4;
-            } else {
-                let block = block::<S, M, 1>(simd, x, [of(0)]);
-                block.iter().enumerate().for_each(|(i, [sum])| self.sums[(row + i) * width + column] = *sum);
-                column += 1;
             }
+        }
+        for column in columns.start + blocks * N..columns.end {
+            let block = block::<S, M, 1>(simd, x, [&self.w[column * k..(column + 1) * k]]);
+            block.iter().enumerate().for_each(|(i, [sum])| self.sums[(row + i) * width + column] = *sum);
         }
     }
 }

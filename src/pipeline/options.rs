@@ -44,7 +44,8 @@ pub struct Options {
     pub fps: f64,
     /// How `msjoe` and `tspo` take frames from the distribution; a seed here is that of `q-frame` and `focus` too.
     pub draw: Draw,
-    /// Settings of the other strategies, at [`Resolution::Full`]: all key frames are shown in one size.
+    /// Settings of the other strategies. With [`Resolution::Adaptive`] the frames of one size, or clip, are shown together, and
+    /// those of a video at their own times.
     pub selection: Settings,
     /// Where the queries come from.
     pub queries: QuerySource,
@@ -132,9 +133,13 @@ impl Options {
         if !(self.fps > 0.0 && self.fps.is_finite()) {
             return Err(Error::Input(format!("fps: expected a finite rate above 0, got {}", self.fps)));
         }
-        if self.selection.resolution != Resolution::Full {
-            let text = "selection: key frames are shown in one size, expected full resolution, got adaptive";
-            return Err(Error::Input(text.to_owned()));
+        if self.selection.resolution == Resolution::Adaptive
+            && !matches!(self.strategy, Strategy::QFrame | Strategy::F2c)
+        {
+            return Err(Error::Input(format!(
+                "selection: frames of several sizes are chosen by q-frame and f2c, expected full resolution for {}",
+                self.strategy
+            )));
         }
         self.sampling.as_ref().map_or(Ok(()), Sampling::validate)
     }

@@ -95,6 +95,8 @@ pub struct KeyFrame {
     pub seconds: f64,
     /// Its weight in the distribution over candidates.
     pub weight: f32,
+    /// Its side length as a part of a full key frame's; below 1 only with [`crate::select::Resolution::Adaptive`].
+    pub scale: f32,
 }
 
 /// The result of [`super::Pipeline::answer`].
@@ -110,7 +112,7 @@ pub struct Outcome {
     pub query_reply: Option<Reply>,
     /// The key frames, ascending.
     pub key_frames: Vec<KeyFrame>,
-    /// The key frames' pixels, at the model's size.
+    /// The key frames' pixels, at the model's sizes.
     #[serde(skip)]
     pub images: Vec<RgbImage>,
     /// Presentation time of every candidate (T).
@@ -136,7 +138,13 @@ pub struct Outcome {
 
 pub(super) fn key_frames(selection: &Selection, seconds: &[f64]) -> Vec<KeyFrame> {
     let weight = |index: usize| selection.weights.get(index).copied().unwrap_or_default();
-    (selection.frames.iter())
-        .map(|&index| KeyFrame { index, seconds: seconds[index], weight: weight(index) })
+    let scale = |at: usize| selection.scales.get(at).copied().unwrap_or(1.0);
+    (selection.frames.iter().enumerate())
+        .map(|(at, &index)| KeyFrame {
+            index,
+            seconds: seconds[index],
+            weight: weight(index),
+            scale: scale(at),
+        })
         .collect()
 }

@@ -1,5 +1,8 @@
 //! The decoding passes: candidates for CLIP, previews and key frames for the model.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use image::RgbImage;
 
 use super::{Event, KeyFrame, Observer, Options, Pipeline, ShowKeyFrames, Step};
@@ -8,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::models::clip::Clip;
 use crate::models::language::VideoLanguageModel;
 use crate::models::qwen2_5_vl::processor::{Budget, Size};
-use crate::select::{Strategy, uniform};
+use crate::select::{Resolution, Strategy, uniform};
 use crate::video::{Fit, Request, Times, Video};
 
 /// The candidate frames of a video and the sizes they are needed in, known before anything is decoded.
@@ -31,6 +34,8 @@ pub(super) struct Seen {
     pub candidates: Candidates,
     /// All candidates at the key frames' size, where they were kept.
     pub kept: Option<Vec<RgbImage>>,
+    /// Key frames that are shown together.
+    pub runs: Vec<Range<usize>>,
 }
 
 /// What the first pass brought.
@@ -60,20 +65,25 @@ impl Candidates {
         }
         let sizes = model.map(|model| sizes(video, options, model)).transpose()?;
         let bytes = |[_, key]: [Size; 2]| 3 * key.width as usize * key.height as usize;
-        let keep =
-            sizes.is_some_and(|sizes| seconds.len().saturating_mul(bytes(sizes)) <= options.frame_memory);
+        let keep = options.selection.resolution == Resolution::Full
+            && sizes.is_some_and(|sizes| seconds.len().saturating_mul(bytes(sizes)) <= options.frame_memory);
         let previews = uniform(seconds.len(), options.preview_count());
         Ok(Self { previews, duration: video.info.duration, seconds, sizes, keep })
     }
 
-    fn fit(&self, which: usize) -> Result<Fit> {
-        let Some(sizes) = self.sizes else {
-            return Err(Error::Input(
-                "frames for the model: this pipeline was loaded without a language model".into(),
-            ));
-        };
-        Ok(Fit::Exact { width: sizes[which].width, height: sizes[which].height })
+    fn size(&self, which: usize) -> Result<Size> {
+        self.sizes.map(|sizes| sizes[which]).ok_or_else(|| {
+            Error::Input("frames for the model: this pipeline was loaded without a language model".into())
+        })
     }
+
+    fn fit(&self, which: usize) -> Result<Fit> {
+        self.size(which).map(exactly)
+    }
+}
+
+fn exactly(Size { width, height }: Size) -> Fit {
+    Fit::Exact { width, height }
 }
 
 const PREVIEW: usize = 0;
@@ -146,10 +156,10 @@ impl Pipeline {
         Ok(watched)
     }
 
-    /// The key frames at the model's size: from the first pass where they were kept, else by seeking.
+    /// The key frames at the model's sizes: from the first pass where they were kept, else by seeking, a pass for each size.
     pub(super) fn fetch(
         &self,
-        Seen { video, candidates, kept }: Seen,
+        Seen { video, candidates, kept, .. }: Seen,
         key_frames: &[KeyFrame],
         options: &Options,
         observe: Observer,
@@ -158,8 +168,19 @@ impl Pipeline {
             let mut frames: Vec<Option<RgbImage>> = kept.into_iter().map(Some).collect();
             return Ok(key_frames.iter().filter_map(|f| frames.get_mut(f.index)?.take()).collect());
         }
-        let times = key_frames.iter().map(|f| f.seconds).collect();
-        frames_at(&video, times, candidates.fit(KEY_FRAME), (options, Step::Fetch), observe)
+        let (model, full) = (self.language_model("key frames")?, candidates.size(KEY_FRAME)?);
+        let mut scales: Vec<f32> = key_frames.iter().map(|frame| frame.scale).collect();
+        scales.sort_by(f32::total_cmp);
+        scales.dedup();
+        let mut images = BTreeMap::new();
+        for scale in scales {
+            let fit = model.plan(full.width, full.height, &Budget::Scaled { scale }).map(exactly);
+            let of_scale: Vec<&KeyFrame> = key_frames.iter().filter(|frame| frame.scale == scale).collect();
+            let times = of_scale.iter().map(|frame| frame.seconds).collect();
+            let fetched = frames_at(&video, times, fit, (options, Step::Fetch), observe)?;
+            images.extend(of_scale.iter().map(|frame| frame.index).zip(fetched));
+        }
+        Ok(images.into_values().collect())
     }
 }
 

@@ -193,6 +193,22 @@ impl Selection {
         Self { frames, weights, draw_order, log_prob: None, scales: vec![], clips: vec![] }
     }
 
+    /// Stretches of [`Self::frames`] that are shown together: all of them, or where they have sizes of their own those of one
+    /// size, and of one clip where there are clips.
+    pub fn runs(&self) -> Vec<Range<usize>> {
+        let starts = |frame: usize| self.clips.iter().any(|clip| clip.start == frame);
+        let mut runs: Vec<Range<usize>> = vec![];
+        for (at, &frame) in self.frames.iter().enumerate() {
+            let goes_on = at > 0
+                && (self.scales.is_empty() || self.scales[at] == self.scales[at - 1] && !starts(frame));
+            match runs.last_mut().filter(|_| goes_on) {
+                Some(run) => run.end = at + 1,
+                None => runs.push(at..at + 1),
+            }
+        }
+        runs
+    }
+
     /// No frame of `candidates`, which all weigh the same.
     pub(crate) fn nothing(candidates: usize) -> Self {
         Self::of(vec![], vec![1. / candidates.max(1) as f32; candidates])

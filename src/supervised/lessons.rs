@@ -23,6 +23,9 @@ use crate::text::{Dialogue, Question, answer, query};
 const MAX_QUERIES: usize = 4;
 /// Share of the clips of which all captions are asked for.
 const CAPTIONED: f64 = 0.2;
+/// Share of the followed clips that are seen at the answer to one question: elsewhere no two occurrences of a thing lie side
+/// by side.
+const PICKED: f64 = 0.6;
 /// Things to find in each clip.
 const DRILLS: usize = 8;
 /// The user's text that asks for captions.
@@ -35,7 +38,8 @@ pub enum Lesson {
     Look,
     /// Frames sampled evenly from a clip: captions of all of them, and questions.
     Watch,
-    /// As [`Self::Watch`], with so many frames that no scene is missed: what is counted and put in order is seen.
+    /// As [`Self::Watch`], but what is counted and put in order is seen: with so many frames that no scene is missed, or with
+    /// frames from where the answer to one question is, as a sampler shows them, and the questions that they answer.
     Follow,
     /// Previews and a question: what to search for.
     Ask,
@@ -128,13 +132,10 @@ pub fn conversation(world: &World, lesson: Lesson, number: u64) -> Conversation 
         }
         Lesson::Watch => {
             let count = [4, 6, 8, 8, 8, 8, 12, 16].choose(&mut rng).copied().unwrap_or(8);
-            watch(world, &script, number, count.min(script.seconds), &mut rng)
+            let samples = world.samples(Split::Train, number);
+            watch(&script, samples, &uniform(script.seconds, count.min(script.seconds)), &mut rng)
         }
-        Lesson::Follow => {
-            // Once to three times as many as it takes, so that one scene is seen in one frame or in several.
-            let count = dense(&script) * rng.random_range(1..=3);
-            watch(world, &script, number, count.min(script.seconds), &mut rng)
-        }
+        Lesson::Follow => follow(&script, world.samples(Split::Train, number), &mut rng),
         Lesson::Ask => ask(world, &script, number, &mut rng),
     }
 }
@@ -149,21 +150,57 @@ fn dense(script: &Script) -> usize {
     (least..script.seconds).find(|&count| seen(count)).unwrap_or(script.seconds)
 }
 
-fn watch(world: &World, script: &Script, number: u64, count: usize, rng: &mut StdRng) -> Conversation {
-    let frames = uniform(script.seconds, count);
+fn follow(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conversation {
+    let counted = samples.iter().find(|sample| sample.family == Family::Count);
+    let asked = if rng.random_bool(0.5) { counted } else { samples.choose(rng) };
+    let asked = asked.filter(|sample| !sample.evidence.is_empty() && rng.random_bool(PICKED));
+    let frames = match asked {
+        Some(sample) => {
+            let frames = picked(script, sample, rng);
+            samples.retain(|sample| !sample.evidence.is_empty() && is_seen(sample, &frames));
+            frames
+        }
+        // Once to three times as many as it takes, so that one scene is seen in one frame or in several.
+        None => {
+            let count = dense(script) * rng.random_range(1..=3);
+            uniform(script.seconds, count.min(script.seconds))
+        }
+    };
+    watch(script, samples, &frames, rng)
+}
+
+/// Frames of every scene that answers the question, and a few others.
+fn picked(script: &Script, sample: &Sample, rng: &mut StdRng) -> Vec<usize> {
+    let each = [1, 1, 2, 2, 3, 4, 8].choose(rng).copied().unwrap_or(2);
+    let mut frames = vec![];
+    for range in &sample.evidence {
+        frames.extend((0..each).map(|_| rng.random_range(range.clone())));
+    }
+    let others = [0, 0, 1, 2, 4].choose(rng).copied().unwrap_or(0);
+    frames.extend((0..others).map(|_| rng.random_range(0..script.seconds)));
+    frames.sort_unstable();
+    frames.dedup();
+    frames
+}
+
+/// Whether `frames` show each scene of the evidence.
+fn is_seen(sample: &Sample, frames: &[usize]) -> bool {
+    sample.evidence.iter().all(|range| frames.iter().any(|frame| range.contains(frame)))
+}
+
+fn watch(script: &Script, mut samples: Vec<Sample>, frames: &[usize], rng: &mut StdRng) -> Conversation {
     let mut turns = vec![];
     if rng.random_bool(CAPTIONED) {
         let captions: Vec<String> = frames.iter().map(|&second| script.caption(second)).collect();
         turns.push((DESCRIBE.to_owned(), captions.join(". ")));
     }
-    let mut samples = world.samples(Split::Train, number);
     samples.shuffle(rng);
     for sample in &samples {
         let option = &sample.question.options()[sample.answer];
-        let reply = answer::reasoned(&reasoning(script, sample, &frames), option);
+        let reply = answer::reasoned(&reasoning(script, sample, frames), option);
         turns.push((Dialogue::Brief.answer(&sample.question), reply));
     }
-    turns.extend((0..DRILLS).map(|_| drill(script, &frames, rng)));
+    turns.extend((0..DRILLS).map(|_| drill(script, frames, rng)));
     Conversation { images: frames.iter().map(|&second| script.frame(second)).collect(), turns }
 }
 

@@ -6,18 +6,20 @@ use crate::data::world::{Family, Kind, NUMBERS, Phrase, Sample, Scene, Script, T
 const NOTHING: &str = "neither";
 /// What stands for a frame that shows nothing of it.
 const NO_WORD: &str = ".";
+/// What stands for a frame that shows the same occurrence as the frame before it.
+const AGAIN: &str = "-";
 /// What is said of a frame that shows both things.
 pub const BOTH: &str = "both";
 
 /// What `frames` (seconds, ascending) show of what `sample` asks about. Only what is shown is said, so that the words can be
 /// learned from the frames:
 /// - the thing and where it is, scene by scene, and for a neighbour also what is next to it;
-/// - for what is put in order, counted or weighed, a word for every frame, and for what is counted
-///   then the occurrences by number:
-///   `..water water.sand, one water two sand`.
+/// - for what is put in order, counted or weighed, a word for every frame;
+/// - what is counted is named once an occurrence, and then by number: `..water-.sand, one water two sand`. With a name for
+///   every frame of it, what follows a name would be ambiguous to a model that copies, and it counts one twice.
 pub fn reasoning(script: &Script, sample: &Sample, frames: &[usize]) -> String {
     match sample.family {
-        Family::Global => each(script, frames, |scene| Some(scene.place.name())),
+        Family::Global => joined(&each(script, frames, |scene| Some(scene.place.name()))),
         Family::Neighbour => listed(&neighbour(script, sample, &scenes(script, frames))),
         Family::Order => nouns(script, frames, |thing| asked(sample, thing)),
         Family::Count => counted(script, frames, |thing| asked(sample, thing)).0,
@@ -27,29 +29,43 @@ pub fn reasoning(script: &Script, sample: &Sample, frames: &[usize]) -> String {
 
 /// What `is_asked` picks, frame by frame: its noun, and `both` where it picks two things.
 pub fn nouns(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> String {
-    each(script, frames, |scene| {
+    joined(&each(script, frames, |scene| {
         let mut shown = scene.things.iter().filter(|thing| is_asked(thing));
         let first = shown.next()?;
         Some(if shown.next().is_some() { BOTH } else { first.noun.name() })
-    })
+    }))
 }
 
 /// The places of what `is_asked` picks, frame by frame, and its scenes by number; and their number.
 pub fn counted(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> (String, usize) {
     let place = |scene: &Scene| scene.things.iter().any(&is_asked).then(|| scene.place.name());
-    let words = each(script, frames, place);
-    let places: Vec<_> =
-        scenes(script, frames).into_iter().filter_map(|at| place(&script.scenes[at])).collect();
-    let numbered = NUMBERS.iter().zip(&places).map(|(number, place)| format!("{number} {place}"));
-    let numbered = numbered.collect::<Vec<_>>().join(" ");
-    (if places.is_empty() { words } else { format!("{words}, {numbered}") }, places.len())
+    let again = |i: usize| i > 0 && script.scene_index(frames[i]) == script.scene_index(frames[i - 1]);
+    let words = each(script, frames, place).into_iter().enumerate();
+    let words: Vec<_> = words.map(|(i, word)| word.map(|word| if again(i) { AGAIN } else { word })).collect();
+    let places = words.iter().flatten().filter(|word| **word != AGAIN);
+    let numbered: Vec<_> =
+        NUMBERS.iter().zip(places.clone()).map(|(number, place)| format!("{number} {place}")).collect();
+    let numbered = numbered.join(" ");
+    let times = places.count();
+    let words = joined(&words);
+    (if times == 0 { words } else { format!("{words}, {numbered}") }, times)
 }
 
-/// One word for each of `frames` (seconds, ascending), and a point where there is none: `..water water.sand`. A token a frame.
-fn each<'a>(script: &'a Script, frames: &[usize], word: impl Fn(&'a Scene) -> Option<&'a str>) -> String {
+/// A word for each of `frames` (seconds, ascending), where there is one.
+fn each<'a>(
+    script: &'a Script,
+    frames: &[usize],
+    word: impl Fn(&'a Scene) -> Option<&'a str>,
+) -> Vec<Option<&'a str>> {
+    frames.iter().map(|&second| word(script.scene_at(second))).collect()
+}
+
+/// A token a frame, a point where there is no word: `..water water.sand`.
+fn joined(words: &[Option<&str>]) -> String {
     let mut said = String::new();
-    for &second in frames {
-        match word(script.scene_at(second)) {
+    for word in words {
+        match *word {
+            Some(AGAIN) => said.push_str(AGAIN),
             Some(word) if said.is_empty() || said.ends_with(NO_WORD) => said.push_str(word),
             Some(word) => said.extend([" ", word]),
             None => said.push_str(NO_WORD),

@@ -3,7 +3,8 @@
 use msjoe::benchmarks::{self, Benchmark};
 use msjoe::data::world::Spec;
 use msjoe::evaluation::{
-    Column, Item, Journal, Prediction, Results, Source, columns, found, methods, of_world, results, write,
+    Column, Item, Journal, Prediction, Results, Seeds, Source, columns, found, methods, of_world, results,
+    write,
 };
 use msjoe::pipeline::{Step, StepReport};
 
@@ -12,6 +13,8 @@ use super::settings;
 /// Six questions of two kinds; `a` is right about 1, 2, 3, 4 and 6, `b` about 1 and 5.
 const A: [bool; 6] = [true, true, true, true, false, true];
 const B: [bool; 6] = [true, false, false, false, true, false];
+
+const SEEDS: Seeds = Seeds { draws: 1, samplers: 1, agents: 1 };
 
 fn items() -> Vec<Item> {
     let mut items = of_world(Spec::short(), 3, 6).unwrap().items;
@@ -53,7 +56,7 @@ fn prediction(item: &Item, column: Column, right: bool, recall: Option<f64>) -> 
 
 fn hand_made(items: &[Item], folder: &std::path::Path) -> (Vec<Column>, Journal) {
     let names = ["uniform".to_owned(), "bolt".to_owned()];
-    let columns = columns(&methods(&names, &[Source::Question]).unwrap(), &[2], 1, 1);
+    let columns = columns(&methods(&names, &[Source::Question]).unwrap(), &[2], SEEDS);
     let mut journal = Journal::open(folder, &settings()).unwrap();
     for (column, right) in columns.iter().zip([B, A]) {
         let recall = |at: usize| [Some(0.5), Some(0.0), Some(1.0), None, None, None][at];
@@ -113,7 +116,7 @@ fn accuracies_pairs_and_evidence_are_those_worked_out_by_hand() {
 fn only_what_both_have_answered_is_compared() {
     let (items, folder) = (items(), tempfile::tempdir().unwrap());
     let names = ["uniform".to_owned(), "q-frame".to_owned()];
-    let columns = columns(&methods(&names, &[Source::Model]).unwrap(), &[2], 2, 1);
+    let columns = columns(&methods(&names, &[Source::Model]).unwrap(), &[2], Seeds { draws: 2, ..SEEDS });
     let [uniform, first, second] = columns[..] else { panic!("{columns:?}") };
     let mut journal = Journal::open(folder.path(), &settings()).unwrap();
     let answers = |column, range: std::ops::Range<usize>| {
@@ -155,7 +158,7 @@ fn the_field_s_files_hold_letters_and_the_benchmark_s_fields() {
     ] {
         let loaded = benchmarks::read(benchmark, path.join(file)).unwrap();
         let items: Vec<Item> = loaded.entries.iter().map(|e| Item::of_benchmark(e, "v.mp4".into())).collect();
-        let columns = columns(&methods(&["uniform".to_owned()], &[Source::Model]).unwrap(), &[2], 1, 1);
+        let columns = columns(&methods(&["uniform".to_owned()], &[Source::Model]).unwrap(), &[2], SEEDS);
         let folder = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(folder.path(), &settings()).unwrap();
         let answers = items.iter().enumerate().map(|(at, item)| prediction(item, columns[0], at == 0, None));

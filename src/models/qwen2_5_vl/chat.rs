@@ -100,10 +100,12 @@ impl Qwen2_5VlChat {
     /// # Errors
     /// Frames of a wrong size, text with special tokens, a template that does not place the media.
     pub fn prompt(&self, turn: &Turn) -> Result<Prompt> {
-        let (media, patches) = self.media(&turn.show)?;
+        let shown = turn.show.iter().map(|show| self.media(show)).collect::<Result<Vec<_>>>()?;
+        let (media, patches): (Vec<_>, Vec<_>) = shown.into_iter().unzip();
+        let media = media.concat();
         // Before the vision tower runs: that is the expensive part.
         let input_ids = self.input_ids(turn.text, &media)?;
-        let features = patches.into_iter().map(|p| self.features(p)).collect::<Result<_>>()?;
+        let features = patches.into_iter().flatten().map(|p| self.features(p)).collect::<Result<_>>()?;
         Ok(Prompt { input_ids, media, features })
     }
 
@@ -155,7 +157,6 @@ impl Qwen2_5VlChat {
 
     fn media(&self, show: &Show) -> Result<(Vec<Media>, Vec<Patches>)> {
         match show {
-            Show::Nothing => Ok((vec![], vec![])),
             Show::Images(images) => {
                 let patches: Vec<Patches> = images
                     .iter()

@@ -90,6 +90,12 @@ pub enum Budget {
         /// Merged tokens.
         tokens: usize,
     },
+    /// A smaller size for a frame of planned size: about `scale` squared as many merged tokens, at most that rounded, at
+    /// least one.
+    Scaled {
+        /// In (0, 1], of the side length.
+        scale: f32,
+    },
 }
 
 /// Patch rows of one image or video.
@@ -262,6 +268,11 @@ impl Processor {
                     )));
                 }
                 fit_tokens(from, edge, (tokens / slices).min(VIDEO_TOKENS.1 as usize))
+            }
+            Budget::Scaled { scale: 1.0 } => Ok(from),
+            Budget::Scaled { scale } => {
+                let tokens = self.tokens(from, 1) as f32 * scale * scale;
+                fit_tokens(from, edge, (tokens.round() as usize).max(1))
             }
         }
     }
