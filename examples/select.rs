@@ -5,7 +5,7 @@
 //!     --query "a person opening a door" --frames 8 --strategy top-k --out frames/
 //! ```
 //! writes `frames/0000123.jpg`, ... (number among the candidates, native size) and `frames/frames.json`, an array of
-//! `{index, seconds, weight, file}`, which `--json` also prints. The folder appears when all of it is written.
+//! `{index, seconds, weight, scale, file}`, which `--json` also prints. The folder appears when all of it is written.
 
 mod cli;
 

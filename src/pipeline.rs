@@ -259,7 +259,8 @@ fn show<'a>(
     options: &Options,
 ) -> Vec<Show<'a>> {
     let seconds: Vec<f64> = chosen.key_frames.iter().map(|frame| frame.seconds).collect();
-    let exact = options.timing == FrameTiming::Exact || options.selection.resolution == Resolution::Adaptive;
+    let adaptive = options.selection.resolution == Resolution::Adaptive;
+    let exact = adaptive || options.timing == FrameTiming::Exact;
     let of_run = |run: &Range<usize>| {
         let frames = &images[run.clone()];
         // The clock of a medium begins at the last frame before it: positions go on by the time that has passed.
@@ -267,7 +268,7 @@ fn show<'a>(
         let timing = match exact {
             // Two frames share a temporal slice.
             false => Timing::Uniform((2.0 * chosen.duration / frames.len().max(1) as f64) as f32),
-            true => Timing::Slices(seconds[run.clone()].iter().step_by(2).map(|at| at - since).collect()),
+            true => Timing::since(since, &seconds[run.clone()]),
         };
         Show::Video { frames, timing }
     };

@@ -350,7 +350,7 @@ fn frames_of_several_sizes_are_shown_at_their_own_times() {
         clips: vec![],
     };
     let settings = Settings { show: Shown::Video, ..settings() };
-    let full = full_size(&models.chat, footage.dimensions, 6, &settings).unwrap();
+    let full = full_size(&models.chat, footage.dimensions, 6, true, &settings).unwrap();
     let shown = exhibits(&models.chat, &footage, &selection, full, &settings, false).unwrap();
     let of = |at: usize| (shown[at].showing.frames.clone(), shown[at].showing.size);
     let half = Size { width: full.width / 2, height: full.height / 2 };
@@ -381,6 +381,8 @@ fn what_cannot_be_run_is_refused() {
     assert!(error.contains("question, model, both") && error.contains("mine"), "{error}");
     let all = methods(&names(&["all"]), &[Source::Question, Source::Model]).unwrap();
     assert_eq!(all.len(), 2 * 12 + 2, "every strategy once, those with queries with either source");
+    let twice = grid(&["uniform", "bolt"], &[Source::Model, Source::Model], &[8, 8], 1);
+    assert_eq!(twice.len(), 2, "asked for twice is asked for once");
 
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(folder.path(), &settings()).unwrap();
@@ -410,7 +412,7 @@ fn what_cannot_be_run_is_refused() {
     }
     let unweighed = Models { samplers: vec![], agents: vec![], ..models() };
     for (name, missing) in
-        [("msjoe", "a sampler per seed (1), got 0"), ("tspo", "a sampler per seed (2), got 0")]
+        [("msjoe", "a network per seed (1), got 0"), ("tspo", "a network per seed (2), got 0")]
     {
         let columns = grid(&[name], &[Source::Question], &[2], 1);
         let work = work(&items, &columns);
@@ -431,6 +433,11 @@ fn models_that_only_some_methods_need_do_not_divide_a_folder() {
     let other = Settings { clip: Some("d".into()), ..with };
     let error = Journal::open(folder.path(), &other).unwrap_err().to_string();
     assert!(error.contains("clip: the folder has \"c\", now \"d\""), "the folder remembers: {error}");
-    let other = Settings { samplers: vec!["t".into()], ..settings() };
-    assert!(Journal::open(folder.path(), &other).is_err());
+    for name in ["t", "untrained"] {
+        let other = Settings { samplers: vec![name.into()], ..settings() };
+        assert!(Journal::open(folder.path(), &other).is_err(), "{name}");
+    }
+    let fresh = folder.path().join("fresh");
+    assert!(Journal::open(&fresh, &Settings { fps: 0.0, ..settings() }).is_err());
+    assert!(!fresh.exists(), "refused before anything is written");
 }

@@ -326,6 +326,7 @@ fn a_step_changes_what_learns_and_nothing_else() {
     let (dir, config) = setting();
     for (model, sampler) in [(true, false), (false, true), (true, true)] {
         let mut config = config.clone();
+        config.questions = 8; // so that some group has a signal
         config.model.learn = if model { Learn::Everything } else { Learn::Nothing };
         config.sampler.learn = sampler;
         config.sampler.worth = Worth::Reward(Baseline::GroupMean);
@@ -356,6 +357,7 @@ fn adapters_learn_over_a_frozen_base_and_are_peft_files() {
     let (dir, mut config) = setting();
     config.model.learn = Learn::Adapters { rank: 4, alpha: 8.0, targets: None };
     config.model.grpo.beta = 0.04;
+    config.questions = 8; // so that some group has a signal
     let mut trainer = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();
     let base = values(
         &Checkpoint::open(dir.path().join("mllm")).unwrap().tensors(DType::F32, &Device::Cpu).unwrap(),
@@ -433,6 +435,12 @@ fn contradictions_are_refused_before_the_first_step() {
         c.sampler.learn = false;
     };
     assert!(refused(&nothing).contains("nothing learns"));
+    assert!(refused(&|c| c.model.grpo.top_entropy = 0.5).contains("top_entropy"));
+    assert!(refused(&|c| c.model.rate.max_grad_norm = 0.0).contains("model.rate.max_grad_norm"));
+    assert!(refused(&|c| c.sampler.rate.adamw.beta2 = 1.0).contains("sampler.rate.adamw"));
+    let adapters = |rank, targets: &str| Learn::Adapters { rank, alpha: 8.0, targets: Some(targets.into()) };
+    assert!(refused(&|c| c.model.learn = adapters(0, "q_proj")).contains("rank: expected at least 1"));
+    assert!(refused(&|c| c.model.learn = adapters(2, "(q_proj")).contains("no regular expression"));
 
     let (dir, config) = setting();
     let none = Trainer::new(config.clone(), learner(dir.path(), &config), vec![]).err().unwrap().to_string();

@@ -43,13 +43,13 @@ struct Args {
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Seeds per row that learns.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
-    /// Held-out questions.
-    #[arg(long)]
-    questions: Option<usize>,
+    /// Held-out questions, at least 8.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(8..))]
+    questions: Option<u64>,
     /// Steps of joint evolution.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// The table as JSON on stdout.
     #[arg(long)]
@@ -64,8 +64,8 @@ fn main() -> std::process::ExitCode {
 fn run(args: &Args) -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
     let mut scale = if args.quick { QUICK } else { FULL };
-    scale.seeds = args.seeds.unwrap_or(scale.seeds).max(1);
-    scale.questions = args.questions.unwrap_or(scale.questions);
+    scale.seeds = args.seeds.unwrap_or(scale.seeds);
+    scale.questions = args.questions.map_or(scale.questions, |count| count as usize);
     scale.joint_steps = args.steps.unwrap_or(scale.joint_steps);
     if let Some(name) = args.rows.iter().find(|name| ROWS.iter().all(|row| row.name != **name)) {
         let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();

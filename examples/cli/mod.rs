@@ -125,6 +125,10 @@ impl Ask {
 impl Models {
     /// Loads what the strategy needs; `answers` when the language model is to answer as well.
     pub fn load(&self, options: &Options, answers: bool, stop: &Stop) -> Result<Pipeline> {
+        anyhow::ensure!(
+            options.strategy != Strategy::Tspo || self.sampler.is_some(),
+            "--strategy tspo: expected --sampler with the file of a temporal agent, got none"
+        );
         let hub = Hub::from_env()?;
         let needs_clip = options.strategy != Strategy::Uniform;
         let asks = options.strategy.reads_queries() && options.queries == QuerySource::Model;

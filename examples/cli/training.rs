@@ -49,7 +49,7 @@ impl Training {
             }
             (None, Some(path)) => {
                 let settings = adjust(read(path)?).with_context(|| path.display().to_string())?;
-                settings.evolve.check()?;
+                settings.check().with_context(|| path.display().to_string())?;
                 let name = path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
                 (Run::create(dated(&self.out, &name)?, &settings, &Build::new("cpu"))?, settings)
             }

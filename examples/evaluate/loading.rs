@@ -123,11 +123,13 @@ pub struct Args {
 /// Bytes of frames and features kept for the next method.
 const MEMORY: usize = 1 << 30;
 
-fn choice<T: Copy>(what: &str, given: &Option<String>, known: [(&str, T); 2], default: T) -> Result<T> {
-    let Some(given) = given else { return Ok(default) };
+fn choice<T: Copy>(what: &str, given: &Option<String>, known: [(&str, T); 2]) -> Result<Option<T>> {
+    let Some(given) = given else { return Ok(None) };
     let names = known.map(|(name, _)| name).join(" or ");
     let found = known.iter().find(|(name, _)| name == given);
-    found.map(|found| found.1).ok_or_else(|| anyhow::anyhow!("--{what}: expected {names}, got {given:?}"))
+    found
+        .map(|found| Some(found.1))
+        .ok_or_else(|| anyhow::anyhow!("--{what}: expected {names}, got {given:?}"))
 }
 
 /// The networks of `files` with their identities; without any file one that is untrained.
@@ -138,7 +140,7 @@ fn networks<T>(
 ) -> Result<(Vec<String>, Vec<T>)> {
     if files.is_empty() {
         eprintln!("warning: no file of a {name} was given: an untrained {name} follows the similarities");
-        return Ok((vec![], vec![load(None)?]));
+        return Ok((vec!["untrained".to_owned()], vec![load(None)?]));
     }
     let identities = files.iter().map(|file| identity(file)).collect::<msjoe::Result<_>>()?;
     let networks = files.iter().map(|file| load(Some(file))).collect::<msjoe::Result<_>>()?;
@@ -179,6 +181,11 @@ impl Args {
     ) -> Result<(Models, Settings)> {
         ensure!(!self.frames.is_empty() && !self.frames.contains(&0), "--frames: expected numbers above 0");
         let toy = benchmark.is_none();
+        let form =
+            choice("answers", &self.answers, [("dialogue", Form::Dialogue), ("letter", Form::Letter)])?;
+        let show = choice("show", &self.show, [("images", Shown::Images), ("video", Shown::Video)])?;
+        // Before gigabytes of weights are looked for.
+        Settings { fps: self.fps, key_frame_tokens: self.tokens, ..Settings::default() }.check()?;
         let spec = |given: &Option<String>, of_toy: &str, name: &str| {
             given.clone().unwrap_or(if toy { of_toy.to_owned() } else { name.to_owned() })
         };
@@ -195,10 +202,7 @@ impl Args {
         let (sampler_files, samplers) = self.unets(columns, &device)?;
         let (agent_files, agents) = self.temporal_agents(columns, clip.as_ref(), &device)?;
         let own = toy || chat.dialogue == Dialogue::Brief;
-        let form = if own { Form::Dialogue } else { Form::Letter };
-        let form =
-            choice("answers", &self.answers, [("dialogue", Form::Dialogue), ("letter", Form::Letter)], form)?;
-        let show = if toy { Shown::Images } else { Shown::Video };
+        let form = form.unwrap_or(if own { Form::Dialogue } else { Form::Letter });
         let most = self.frames.iter().max().copied().unwrap_or_default();
         let settings = Settings {
             benchmark: benchmark.map_or("toy", Benchmark::name).to_owned(),
@@ -211,16 +215,14 @@ impl Args {
             fps: self.fps,
             previews: self.previews.unwrap_or(most / 2),
             key_frame_tokens: self.tokens,
-            show: choice("show", &self.show, [("images", Shown::Images), ("video", Shown::Video)], show)?,
+            show: show.unwrap_or(if toy { Shown::Images } else { Shown::Video }),
             timing: if self.exact_times { Clock::Exact } else { Clock::Uniform },
             // The small models need about 30 tokens, and were trained without a penalty.
             query_tokens: if toy { 48 } else { 512 },
-            answer_tokens: if toy {
-                48
-            } else if form == Form::Letter {
-                32
-            } else {
-                256
+            answer_tokens: match form {
+                _ if toy => 48,
+                Form::Letter => 32,
+                Form::Dialogue => 256,
             },
             repetition_penalty: if toy { 1.0 } else { chat.sampling().repetition_penalty },
             form,

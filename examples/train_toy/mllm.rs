@@ -29,8 +29,8 @@ const TAGS: [&str; 6] = ["<think>", "</think>", "<query>", "</query>", "<answer>
 
 /// Conversations per step, and the shares of the lessons in percent: look at one large thing, look, watch short clips, ask,
 /// follow longer clips; the rest watches long videos.
-struct Stage {
-    name: &'static str,
+pub struct Stage {
+    pub name: &'static str,
     learn: Learn,
     steps: f64,
     batch: usize,
@@ -40,7 +40,7 @@ struct Stage {
 }
 
 const PEAK: f64 = 1e-3;
-const STAGES: [Stage; 3] = [
+pub const STAGES: [Stage; 3] = [
     Stage {
         name: "look",
         learn: Learn::All,
@@ -73,9 +73,8 @@ const STAGES: [Stage; 3] = [
 pub fn train(args: &Args, worlds: &Worlds) -> Result<()> {
     let dir = args.out.join("mllm");
     if let Some(name) = &args.stage {
-        let names = STAGES.map(|stage| stage.name).join(", ");
         let stage = STAGES.iter().find(|stage| stage.name == name);
-        let stage = stage.with_context(|| format!("--stage: expected one of {names}, got {name}"))?;
+        let stage = stage.with_context(|| format!("--stage: there is no {name}"))?;
         return run(args, worlds, &dir, stage);
     }
     start(args, worlds, &dir)?;

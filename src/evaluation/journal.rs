@@ -85,6 +85,7 @@ impl Journal {
     /// [`Error::Io`] for files that cannot be read or written; [`Error::Input`] for a folder with other settings (with what
     /// differs), answers without settings, and a folder that another program is writing to.
     pub fn open(folder: impl AsRef<Path>, settings: &Settings) -> Result<Self> {
+        settings.check()?;
         let folder = folder.as_ref().to_owned();
         std::fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
         let path = folder.join(PREDICTIONS);

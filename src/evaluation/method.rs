@@ -187,9 +187,9 @@ pub struct Seeds {
     pub agents: usize,
 }
 
-/// Every method with every number of frames and each of its seeds.
+/// Every method with every number of frames and each of its seeds, once.
 pub fn columns(methods: &[Method], frames: &[usize], seeds: Seeds) -> Vec<Column> {
-    let mut columns = vec![];
+    let mut columns: Vec<Column> = vec![];
     for &frames in frames {
         for &method in methods {
             let count = match method.choosing {
@@ -198,7 +198,12 @@ pub fn columns(methods: &[Method], frames: &[usize], seeds: Seeds) -> Vec<Column
                 choosing if choosing.is_random() => seeds.draws,
                 _ => 1,
             };
-            columns.extend((0..count.max(1)).map(|seed| Column { method, frames, seed }));
+            for seed in 0..count.max(1) {
+                let column = Column { method, frames, seed };
+                if !columns.contains(&column) {
+                    columns.push(column);
+                }
+            }
         }
     }
     columns

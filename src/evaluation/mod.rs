@@ -36,4 +36,4 @@ pub use results::{Group, Mean, Pair, Results, Row, results};
 pub use run::{Counts, Event, Models, Observer, Work, asks, needs_clip, run};
 pub use selections::{FrameRate, Judged, Scored, Selections, judge};
 pub use settings::{Clock, Form, Settings, hash_of, identity};
-pub use shown::{Exhibit, exhibits, full_size};
+pub use shown::{Exhibit, apart, exhibits, full_size};

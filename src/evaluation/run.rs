@@ -11,7 +11,7 @@ use super::journal::{Journal, Prediction};
 use super::look::{Chunk, Viewed, generate, took, took_turn};
 use super::method::{Choosing, Column};
 use super::settings::Settings;
-use super::shown::{Exhibit, between_frames, exhibits, full_size, prompt};
+use super::shown::{Exhibit, apart, between_frames, exhibits, full_size, prompt};
 use crate::benchmarks::subtitles::{self, Line};
 use crate::data::feature_cache::FeatureCache;
 use crate::error::{Error, Result};
@@ -108,11 +108,12 @@ impl Models {
         {
             let seeds = columns.iter().filter(|&&column| asks(&[column], strategy)).map(|c| c.seed + 1).max();
             if let Some(seeds) = seeds.filter(|&seeds| seeds > have as u64) {
-                let text = format!("evaluation: {strategy} needs a sampler per seed ({seeds}), got {have}");
+                let text = format!("evaluation: {strategy} needs a network per seed ({seeds}), got {have}");
                 return Err(Error::Input(text));
             }
         }
-        Ok(())
+        let Some(clip) = &self.clip else { return Ok(()) };
+        self.agents.iter().try_for_each(|agent| agent.check(clip.config().projection_dim))
     }
 }
 
@@ -254,7 +255,8 @@ impl Run<'_> {
                     Origin::World(task) => task.footage.clone(),
                     Origin::File { video, .. } | Origin::Benchmark { video, .. } => {
                         let video = Video::open(video)?;
-                        let sizes = self.sizes(&video, columns)?;
+                        let sizes =
+                            self.sizes(&video, self.settings.subtitles && between_frames(item), columns)?;
                         let watching = Watching {
                             fps: self.settings.fps,
                             clip,
@@ -279,14 +281,15 @@ impl Run<'_> {
         Ok(viewed)
     }
 
-    /// Every size in which frames of a video will be shown.
-    fn sizes(&self, video: &Video, columns: &[Column]) -> Result<Vec<Size>> {
+    /// Every full size in which frames of a video will be shown.
+    fn sizes(&self, video: &Video, separate: bool, columns: &[Column]) -> Result<Vec<Size>> {
         let (chat, dimensions) = (&self.models.chat, (video.info.width, video.info.height));
         let budget = Budget::Slice { tokens: self.settings.preview_tokens };
         let mut sizes = vec![chat.plan(dimensions.0, dimensions.1, &budget)?];
         let candidates = video.sample_times(&Times::Fps(self.settings.fps))?.len();
         for column in columns {
-            let size = full_size(chat, dimensions, column.frames.min(candidates), self.settings)?;
+            let apart = apart(column.method.choosing, separate, self.settings);
+            let size = full_size(chat, dimensions, column.frames.min(candidates), apart, self.settings)?;
             if !sizes.contains(&size) {
                 sizes.push(size);
             }
@@ -311,8 +314,9 @@ impl Run<'_> {
             let sampled = took(Step::Sample, start.elapsed().as_secs_f64());
             let Viewed { item, footage, .. } = &chunk.viewed[at];
             let k = column.frames.min(footage.len());
-            let full = full_size(&models.chat, footage.dimensions, k, settings)?;
             let separate = settings.subtitles && between_frames(item);
+            let apart = apart(column.method.choosing, separate, settings);
+            let full = full_size(&models.chat, footage.dimensions, k, apart, settings)?;
             let shown = exhibits(&models.chat, footage, &selection, full, settings, separate)?;
             chosen.push(Chosen { at, selection, sampled, exhibits: shown });
         }
@@ -438,7 +442,7 @@ impl Chosen {
     }
 }
 
-/// Whether a language model is all that `columns` need.
+/// Whether a method of `columns` looks at frames with CLIP.
 pub fn needs_clip(columns: &[Column]) -> bool {
     columns.iter().any(|column| column.method.choosing.looks())
 }

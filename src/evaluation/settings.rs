@@ -9,7 +9,6 @@ use sha2::{Digest, Sha256};
 
 use super::item::Item;
 use crate::error::{Error, Result};
-use crate::pipeline::FrameTiming;
 use crate::rl::plan::Shown;
 
 /// How the answer is asked for and read.
@@ -30,15 +29,6 @@ pub enum Clock {
     Uniform,
     /// Each slice's own time.
     Exact,
-}
-
-impl From<Clock> for FrameTiming {
-    fn from(clock: Clock) -> Self {
-        match clock {
-            Clock::Uniform => Self::Uniform,
-            Clock::Exact => Self::Exact,
-        }
-    }
 }
 
 /// Everything that answers depend on besides the method, K, the seed and the question. A folder of predictions belongs to one

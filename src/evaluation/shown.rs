@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::item::Item;
+use super::method::Choosing;
 use super::settings::{Clock, Form, Settings};
 use crate::benchmarks::subtitles::{self, Line, Piece};
 use crate::error::Result;
@@ -32,7 +33,7 @@ pub struct Exhibit {
     since: f64,
 }
 
-/// Size of a full key frame when `frames` are asked for.
+/// Size of a full key frame when `frames` are asked for; `apart` as for [`Budget::of_key_frames`].
 ///
 /// # Errors
 /// As the processor's plan.
@@ -40,11 +41,16 @@ pub fn full_size(
     chat: &Qwen2_5VlChat,
     dimensions: (u32, u32),
     frames: usize,
+    apart: bool,
     settings: &Settings,
 ) -> Result<Size> {
-    // An image is a temporal slice of its own.
-    let frames = if settings.show == Shown::Images { 2 * frames } else { frames };
-    chat.plan(dimensions.0, dimensions.1, &Budget::Total { frames, tokens: settings.key_frame_tokens })
+    let budget = Budget::of_key_frames(frames, settings.key_frame_tokens, apart);
+    chat.plan(dimensions.0, dimensions.1, &budget)
+}
+
+/// Whether the frames of a method may take a temporal slice each. `separate` as for [`exhibits`].
+pub fn apart(choosing: Choosing, separate: bool, settings: &Settings) -> bool {
+    separate || settings.show == Shown::Images || matches!(choosing, Choosing::Adaptive(_))
 }
 
 /// What is shown of a selection, in the order of time. `separate`: every frame by itself, so that words fit between.
@@ -86,10 +92,11 @@ impl Exhibit {
     /// positions go on by the time that has passed.
     pub fn timed(&self, media: Vec<Media>) -> Vec<Media> {
         let at = |frame: &usize| self.showing.footage.seconds.get(*frame).copied().unwrap_or_default();
-        let times =
-            || self.showing.frames.iter().step_by(2).map(|frame| (at(frame) - self.since).max(0.)).collect();
+        let seconds: Vec<f64> = self.showing.frames.iter().map(at).collect();
         let timed = |medium| match medium {
-            Media::Video { grid, .. } if self.exact => Media::Video { grid, timing: Timing::Slices(times()) },
+            Media::Video { grid, .. } if self.exact => {
+                Media::Video { grid, timing: Timing::since(self.since, &seconds) }
+            }
             other => other,
         };
         media.into_iter().map(timed).collect()

@@ -78,6 +78,17 @@ impl Sampler {
         }
     }
 
+    /// Refuses a CLIP whose features have a width that the network cannot read.
+    ///
+    /// # Errors
+    /// As [`TemporalAgent::check`].
+    pub fn check(&self, features: usize) -> Result<()> {
+        match self {
+            Self::UNet1d(_) => Ok(()),
+            Self::TemporalAgent(agent) => agent.check(features),
+        }
+    }
+
     /// Logits (T,) of the candidate frames, before the softmax.
     ///
     /// # Errors

@@ -34,6 +34,22 @@ impl Default for AdamWConfig {
     }
 }
 
+impl AdamWConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// The settings, and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        let Self { beta1, beta2, eps, weight_decay } = *self;
+        let fits =
+            (0. ..1.).contains(&beta1) && (0. ..1.).contains(&beta2) && eps >= 0. && weight_decay >= 0.;
+        if !fits || !eps.is_finite() || !weight_decay.is_finite() {
+            bail!("adamw: betas must be in [0, 1), eps and weight decay at least 0, got {self:?}")
+        }
+        Ok(())
+    }
+}
+
 /// AdamW (arXiv 1711.05101) as `torch.optim.AdamW` computes it. The moments are f32, also for half-precision variables (f64
 /// for f64 variables), and kept by name.
 ///
@@ -141,12 +157,7 @@ impl AdamW {
     }
 
     fn check_rates(&self, lr: f64) -> Result<()> {
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-        let fits =
-            (0. ..1.).contains(&beta1) && (0. ..1.).contains(&beta2) && eps >= 0. && weight_decay >= 0.;
-        if !fits || !eps.is_finite() || !weight_decay.is_finite() {
-            bail!("adamw: betas must be in [0, 1), eps and weight decay at least 0, got {:?}", self.config)
-        }
+        self.config.check()?;
         if !(lr >= 0. && lr.is_finite()) {
             bail!("adamw: the learning rate must be a number of at least 0, got {lr}")
         }

@@ -84,11 +84,6 @@ impl Parameters {
         VarBuilder::from_tensors(self.tracked(), dtype, device)
     }
 
-    /// A builder over [`Self::detached`].
-    pub fn detached_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        VarBuilder::from_tensors(self.detached().into_iter().collect(), dtype, device)
-    }
-
     /// Writes `tensors` into the variables of the same names, in place.
     ///
     /// # Errors

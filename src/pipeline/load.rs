@@ -67,6 +67,7 @@ impl Pipeline {
         };
         let clip = |dir: &PathBuf| Clip::load(dir, DType::F32, &weights.device);
         let clip = weights.clip.as_ref().map(clip).transpose()?;
+        clip.as_ref().map_or(Ok(()), |clip| sampler.check(clip.config().projection_dim))?;
         let model = |dir: &PathBuf| -> Result<Box<dyn VideoLanguageModel>> {
             let mut chat = Qwen2_5VlChat::load(dir, weights.dtype, &weights.device)?;
             if let Some(adapter) = &weights.adapter {

@@ -22,7 +22,7 @@ pub enum Step {
     Compare,
     /// Weights and draw.
     Sample,
-    /// Key frames at the model's size.
+    /// Key frames at the model's sizes.
     Fetch,
     /// The answer turn.
     Answer,
@@ -69,7 +69,7 @@ pub enum Event<'a> {
     Progress {
         /// Which step.
         step: Step,
-        /// Frames done.
+        /// Frames done; key frames of several sizes are fetched size by size, each from 0.
         done: usize,
         /// Frames in all.
         total: usize,

@@ -92,13 +92,9 @@ const KEY_FRAME: usize = 1;
 /// Sizes of previews and key frames.
 fn sizes(video: &Video, options: &Options, model: &dyn VideoLanguageModel) -> Result<[Size; 2]> {
     let (width, height) = (video.info.width, video.info.height);
-    let frames = match options.show {
-        ShowKeyFrames::Video => options.key_frames,
-        // An image is a temporal slice of its own.
-        ShowKeyFrames::Images => 2 * options.key_frames,
-    };
+    let apart = options.show == ShowKeyFrames::Images || options.selection.resolution == Resolution::Adaptive;
     let preview = model.plan(width, height, &Budget::Slice { tokens: options.preview_tokens })?;
-    let total = Budget::Total { frames, tokens: options.key_frame_tokens };
+    let total = Budget::of_key_frames(options.key_frames, options.key_frame_tokens, apart);
     Ok([preview, model.plan(width, height, &total)?])
 }
 

@@ -8,6 +8,7 @@ use super::grpo::GrpoConfig;
 use super::plan::Plan;
 use super::reinforce::ReinforceConfig;
 use super::reward::RewardConfig;
+use crate::checkpoint::peft::Targets;
 use crate::error::{Error, Result};
 use crate::models::sampler::Sampler;
 use crate::models::temporal_agent::{self, TemporalAgent};
@@ -127,6 +128,19 @@ pub struct Rate {
     pub adamw: AdamWConfig,
 }
 
+impl Rate {
+    fn check(&self, name: &str) -> Result<()> {
+        let wrong = |what: String| Err(Error::Input(format!("config: {name}.{what}")));
+        if !(self.peak >= 0.0 && self.peak.is_finite()) {
+            return wrong(format!("peak: expected 0 or more, got {}", self.peak));
+        }
+        if self.max_grad_norm.is_nan() || self.max_grad_norm <= 0.0 {
+            return wrong(format!("max_grad_norm: expected above 0, got {}", self.max_grad_norm));
+        }
+        self.adamw.check().or_else(|error| wrong(format!("adamw: {error}")))
+    }
+}
+
 impl Default for EvolveConfig {
     fn default() -> Self {
         Self {
@@ -240,13 +254,18 @@ impl EvolveConfig {
         if self.plan.temperature == 0.0 && learns {
             return wrong("plan.temperature: 0 gives equal generations, which teach nothing".into());
         }
-        for (name, rate) in
-            [("model.rate.peak", self.model.rate.peak), ("sampler.rate.peak", self.sampler.rate.peak)]
-        {
-            if !(rate >= 0.0 && rate.is_finite()) {
-                return wrong(format!("{name}: expected 0 or more, got {rate}"));
+        if self.model.grpo.top_entropy < 1.0 {
+            return wrong("model.grpo.top_entropy: below 1 is not supported in joint training".into());
+        }
+        if let Learn::Adapters { rank, targets, .. } = &self.model.learn {
+            if *rank == 0 {
+                return wrong("model.learn.adapters.rank: expected at least 1, got 0".into());
+            }
+            if let Some(pattern) = targets {
+                Targets::Regex(pattern.clone()).matches(&[])?;
             }
         }
-        Ok(())
+        self.model.rate.check("model.rate")?;
+        self.sampler.rate.check("sampler.rate")
     }
 }

@@ -87,9 +87,12 @@ impl Settings {
     /// Refuses what cannot be run or contradicts itself.
     ///
     /// # Errors
-    /// As [`EvolveConfig::check`]; an evaluation that would grade something else than the sampler.
+    /// As [`EvolveConfig::check`]; no checkpoints; an evaluation that would grade something else than the sampler.
     pub fn check(&self) -> Result<()> {
         self.evolve.check()?;
+        if self.save_every == 0 {
+            return Err(Error::Input("config: save_every: expected at least 1, got 0".into()));
+        }
         let choosing = self.evaluation.choosing;
         if matches!(choosing, Choosing::Draw | Choosing::Largest | Choosing::Spread) {
             return Ok(());
@@ -288,6 +291,7 @@ impl Evolution {
                 settings.evolve.sampler.fresh(width, settings.evolve.seed, &device)?
             }
         };
+        sampler.check(clip.config().projection_dim)?;
         let (mut train, validation) = questions(&settings, &clip, observe)?;
         let learner = Learner::new(chat, &Checkpoint::open(mllm)?, clip, sampler, &settings.evolve)?;
         if settings.evolve.sampler.learn && settings.evolve.sampler.worth == Worth::Difficulty {
@@ -323,11 +327,7 @@ impl Evolution {
             if every > 0 && (step.is_multiple_of(every) || step == last) {
                 score = Some(self.evaluated(&mut metrics, observe)?);
             }
-            if step.is_multiple_of(self.settings.save_every.max(1))
-                || step == last
-                || score.is_some()
-                || !go_on
-            {
+            if step.is_multiple_of(self.settings.save_every) || step == last || score.is_some() || !go_on {
                 run.save(step, &self.snapshot()?, score)?;
             }
             if !go_on {
@@ -487,7 +487,7 @@ fn questions(settings: &Settings, clip: &Clip, observe: Observer) -> Result<(Vec
             let mut read = |path: &Path| file_tasks(path, *fps, &mut open, &mut progress);
             let train = read(train)?;
             let validation = validation.as_deref().map(&mut read).transpose()?.unwrap_or_default();
-            (train, validation.into_iter().take(wanted).collect())
+            (train, balanced(validation, wanted))
         }
     };
     long_enough(train.iter().chain(&validation), settings.evolve.plan.key_frames)?;

@@ -317,11 +317,8 @@ impl Rollout<'_> {
 
     fn answer_prompts(&self, gallery: &mut Gallery, looked: &[Vec<Looked>]) -> Result<Vec<Vec<Arc<Prompt>>>> {
         let (plan, chat) = (self.plan, self.policy.chat);
-        let frames = match plan.show {
-            Shown::Video => plan.key_frames,
-            Shown::Images => 2 * plan.key_frames,
-        };
-        let budget = Budget::Total { frames, tokens: plan.key_frame_tokens };
+        let apart = plan.show == Shown::Images;
+        let budget = Budget::of_key_frames(plan.key_frames, plan.key_frame_tokens, apart);
         let mut showings = vec![];
         for (task, group) in self.tasks.iter().zip(looked) {
             let (width, height) = task.footage.dimensions;

@@ -68,14 +68,15 @@ pub fn file_tasks(
                 footage
             }
         };
-        let seconds = |index: usize| (index as f64 * fps) as usize;
+        let candidate = |second: usize| (second as f64 * fps).ceil() as usize;
+        let candidates = |range: &Range<usize>| candidate(range.start)..candidate(range.end);
         tasks.push(Task {
             id: sample.id.into(),
             question: sample.question,
             answer: sample.answer,
             pass_rate: sample.difficulty.map(|difficulty| 1.0 - difficulty),
             family: sample.family.unwrap_or_else(|| "all".to_owned()).into(),
-            evidence: sample.evidence.iter().map(|range| seconds(range.start)..seconds(range.end)).collect(),
+            evidence: sample.evidence.iter().map(candidates).filter(|range| !range.is_empty()).collect(),
             footage,
         });
         if !progress(done + 1, total) {

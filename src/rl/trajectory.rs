@@ -23,7 +23,7 @@ pub struct Task {
     pub pass_rate: Option<f32>,
     /// What kind of question it is, for the report.
     pub family: Arc<str>,
-    /// Where the evidence is, in seconds; empty when it is not known.
+    /// Where the evidence is, as ranges of candidate frames; empty when it is not known.
     pub evidence: Vec<Range<usize>>,
     /// The video.
     pub footage: Arc<Footage>,

@@ -178,11 +178,6 @@ pub fn model_gradients(
     let truncated: Vec<bool> = weighed.iter().map(Weighed::truncated).collect();
     let advantages: Vec<f64> = weighed.iter().map(|one| one.advantage).collect();
     let grpo = &config.grpo;
-    if grpo.top_entropy < 1.0 {
-        return Err(Error::Input(
-            "config: model.grpo.top_entropy below 1 is not supported in joint training".into(),
-        ));
-    }
     let all = Completions {
         rows: &rows,
         mask: &mask,

@@ -23,7 +23,7 @@ use crate::text::{Dialogue, Question, answer, query};
 const MAX_QUERIES: usize = 4;
 /// Share of the clips of which all captions are asked for.
 const CAPTIONED: f64 = 0.2;
-/// Share of the followed clips that are seen at the answer to one question: elsewhere no two occurrences of a thing lie side
+/// Share of the followed clips, of those with evidence for the question that is drawn, that are seen at its answer: elsewhere no two occurrences of a thing lie side
 /// by side.
 const PICKED: f64 = 0.6;
 /// Things to find in each clip.

@@ -36,7 +36,8 @@ pub fn nouns(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> boo
     }))
 }
 
-/// The places of what `is_asked` picks, frame by frame, and its scenes by number; and their number.
+/// The places of what `is_asked` picks, once a scene, a dash for each further frame of it, and then by number; and their
+/// number.
 pub fn counted(script: &Script, frames: &[usize], is_asked: impl Fn(&Thing) -> bool) -> (String, usize) {
     let place = |scene: &Scene| scene.things.iter().any(&is_asked).then(|| scene.place.name());
     let again = |i: usize| i > 0 && script.scene_index(frames[i]) == script.scene_index(frames[i - 1]);
@@ -60,7 +61,7 @@ fn each<'a>(
     frames.iter().map(|&second| word(script.scene_at(second))).collect()
 }
 
-/// A token a frame, a point where there is no word: `..water water.sand`.
+/// A token a frame, a point where there is no word, a dash where it is that of before: `..water water.sand`, `..water-.sand`.
 fn joined(words: &[Option<&str>]) -> String {
     let mut said = String::new();
     for word in words {

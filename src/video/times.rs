@@ -80,14 +80,6 @@ impl QwenSampling {
         };
         Ok((0..n).map(|i| (at(i).round_ties_even() as usize).min(total - 1)).collect())
     }
-
-    /// Frames per second after sampling (`sample_fps` of the reference): what `second_per_grid_ts` derives from.
-    ///
-    /// # Errors
-    /// As [`nframes`](Self::nframes).
-    pub fn sample_fps(&self, total: usize, video_fps: f64) -> Result<f64> {
-        Ok(self.nframes(total, video_fps)? as f64 / total as f64 * video_fps)
-    }
 }
 
 /// One wanted sample: its place in the request and the frame it shows.

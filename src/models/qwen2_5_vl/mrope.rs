@@ -52,6 +52,13 @@ pub enum Timing {
     Slices(Vec<f64>),
 }
 
+impl Timing {
+    /// Of slices of two frames each, of frames at `seconds`; counted from `since`, when the last frame before them is shown.
+    pub fn since(since: f64, seconds: &[f64]) -> Self {
+        Self::Slices(seconds.iter().step_by(2).map(|at| (at - since).max(0.0)).collect())
+    }
+}
+
 /// Positions of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions {

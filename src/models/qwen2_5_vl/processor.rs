@@ -98,6 +98,14 @@ pub enum Budget {
     },
 }
 
+impl Budget {
+    /// For `frames` key frames within `tokens`. `apart`: each may take a temporal slice of its own, as images and clips of
+    /// several sizes do.
+    pub fn of_key_frames(frames: usize, tokens: usize, apart: bool) -> Self {
+        Self::Total { frames: if apart { 2 * frames } else { frames }, tokens }
+    }
+}
+
 /// Patch rows of one image or video.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
@@ -249,7 +257,8 @@ impl Processor {
     /// [`Budget::Slice`] and [`Budget::Total`] never enlarge a frame by more than what completes its last token.
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty frame, one longer than 200 times its width, and a budget below one token per slice.
+    /// [`Error::Input`] for an empty frame, one longer than 200 times its width, a budget below one token per slice, and a
+    /// scale out of range.
     pub fn plan(&self, width: u32, height: u32, budget: &Budget) -> Result<Size> {
         let from = Size { width, height };
         let edge = self.token_edge();
@@ -268,6 +277,9 @@ impl Processor {
                     )));
                 }
                 fit_tokens(from, edge, (tokens / slices).min(VIDEO_TOKENS.1 as usize))
+            }
+            Budget::Scaled { scale } if !(scale > 0.0 && scale <= 1.0) => {
+                Err(Error::Input(format!("scale of a frame: expected above 0 and at most 1, got {scale}")))
             }
             Budget::Scaled { scale: 1.0 } => Ok(from),
             Budget::Scaled { scale } => {

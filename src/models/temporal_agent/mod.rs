@@ -131,6 +131,21 @@ impl TemporalAgent {
         self.query.weight().dims()[0]
     }
 
+    /// Refuses a CLIP whose features have another width.
+    ///
+    /// # Errors
+    /// Both widths.
+    pub fn check(&self, features: usize) -> crate::error::Result<()> {
+        if self.width() == features {
+            return Ok(());
+        }
+        Err(crate::error::Error::Input(format!(
+            "temporal agent: it was trained on CLIP features of width {}, got a CLIP of width {features}; take the CLIP it \
+             belongs to",
+            self.width()
+        )))
+    }
+
     /// Every parameter that learns, by the name under which [`Self::new`] takes it.
     pub fn parameters(&self) -> BTreeMap<String, Tensor> {
         let used = self.tensors.iter().filter(|(name, _)| !name.starts_with(UNUSED));
