@@ -25,7 +25,7 @@ use msjoe::report::Answered;
 /// Answer the questions of a rendered 10-minute video with small trained models
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with `mllm`, `clip` and, if there is one, `sampler.safetensors`
+    /// Folder with `mllm`, `clip` and what joint evolution made of them: an adapter and a sampler, in `evolved`
     #[arg(long, default_value = "models/toy")]
     models: PathBuf,
     /// Folder for the video and the pictures
@@ -66,7 +66,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     println!("prepared {:.1} s", start.elapsed().as_secs_f64());
 
     let mut weights = Weights::new(arguments.models.join("mllm"), arguments.models.join("clip"));
-    weights.sampler = Some(arguments.models.join("sampler.safetensors")).filter(|path| path.is_file());
+    let evolved = arguments.models.join("evolved");
+    weights.sampler = Some(evolved.join("sampler.safetensors")).filter(|path| path.is_file());
+    weights.adapter = Some(evolved).filter(|path| path.is_dir());
     // Decoded and compared with CLIP once, for all questions.
     weights.cache = Some(arguments.dir.join("cache"));
     let pipeline = Pipeline::load(&weights)?;
