@@ -30,7 +30,6 @@ use msjoe::checkpoint::write_file;
 use msjoe::data::samples::write_difficulty;
 use msjoe::data::world::{Spec, World};
 use msjoe::hub::Hub;
-use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::rl::difficulty::{Counts, Rated, counts, estimate};
 use msjoe::rl::footage::Footage;
@@ -58,11 +57,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         (0, 0) => {}
         (known, dropped) => eprintln!("resumed: {known} questions are known, {dropped} broken lines dropped"),
     }
-    let mut chat = Qwen2_5VlChat::load(&folder, DType::F32, &Device::Cpu)?;
-    if let Some(adapter) = &arguments.adapter {
-        let adapter = Adapter::load(adapter, &chat.model)?;
-        chat.model = chat.model.with_adapter(&adapter)?.detached();
-    }
+    let adapter = arguments.adapter.as_deref();
+    let chat = Qwen2_5VlChat::load_adapted(&folder, adapter, DType::F32, &Device::Cpu)?;
     let bar = ProgressBar::new(tasks.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} questions, {eta} left")?);
     bar.set_position(record.len() as u64);

@@ -13,7 +13,6 @@ use msjoe::evaluation::{
 use msjoe::hub::Hub;
 use msjoe::models::clip::Clip;
 use msjoe::models::language::VideoLanguageModel;
-use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::temporal_agent::{self, TemporalAgent};
 use msjoe::models::unet1d::{self, UNet1d};
@@ -197,7 +196,7 @@ impl Args {
             true => Some(fetch(&hub, &spec(&self.clip, "models/toy/clip", "clip-vit-large-patch14"), stop)?),
             false => None,
         };
-        let chat = self.chat(&mllm, dtype, &device)?;
+        let chat = Qwen2_5VlChat::load_adapted(&mllm, self.adapter.as_deref(), dtype, &device)?;
         let clip = clip.map(|folder| Clip::load(&folder, DType::F32, &device)).transpose()?;
         let (sampler_files, samplers) = self.unets(columns, &device)?;
         let (agent_files, agents) = self.temporal_agents(columns, clip.as_ref(), &device)?;
@@ -257,14 +256,5 @@ impl Args {
             Some(file) => TemporalAgent::load(file, device),
             None => TemporalAgent::init(&temporal_agent::Config::default(), width, 0, device),
         })
-    }
-
-    fn chat(&self, mllm: &Path, dtype: DType, device: &Device) -> Result<Qwen2_5VlChat> {
-        let mut chat = Qwen2_5VlChat::load(mllm, dtype, device)?;
-        if let Some(folder) = &self.adapter {
-            let adapter = Adapter::load(folder, &chat.model)?;
-            chat.model = chat.model.with_adapter(&adapter)?.detached();
-        }
-        Ok(chat)
     }
 }

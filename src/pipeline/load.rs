@@ -9,7 +9,6 @@ use crate::data::feature_cache::FeatureCache;
 use crate::error::Result;
 use crate::models::clip::Clip;
 use crate::models::language::VideoLanguageModel;
-use crate::models::qwen2_5_vl::adapter::Adapter;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::sampler::Sampler;
 use crate::models::unet1d::{Config, UNet1d};
@@ -69,17 +68,9 @@ impl Pipeline {
         let clip = weights.clip.as_ref().map(clip).transpose()?;
         clip.as_ref().map_or(Ok(()), |clip| sampler.check(clip.config().projection_dim))?;
         let model = |dir: &PathBuf| -> Result<Box<dyn VideoLanguageModel>> {
-            let mut chat = Qwen2_5VlChat::load(dir, weights.dtype, &weights.device)?;
-            if let Some(adapter) = &weights.adapter {
-                let adapter = Adapter::load(adapter, &chat.model)?;
-                chat.model = chat.model.with_adapter(&adapter)?.detached();
-            }
-            Ok(Box::new(chat))
+            let adapter = weights.adapter.as_deref();
+            Ok(Box::new(Qwen2_5VlChat::load_adapted(dir, adapter, weights.dtype, &weights.device)?))
         };
-        if let Some(adapter) = &weights.adapter {
-            // Before gigabytes of weights are read.
-            crate::checkpoint::peft::read(adapter, &Device::Cpu)?;
-        }
         let model = weights.mllm.as_ref().map(model).transpose()?;
         let cache = weights.cache.clone().map(FeatureCache::new);
         Ok(Self { model, clip, sampler: Some(sampler), cache, warnings })

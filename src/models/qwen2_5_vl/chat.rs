@@ -7,12 +7,13 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+use super::adapter::Adapter;
 use super::generate::Options;
 use super::mrope::Media;
 use super::processor::{Budget, Patches, Processor, Size};
 use super::sampling::Sampling;
 use super::{Prompt, Qwen2_5Vl};
-use crate::checkpoint::read_json;
+use crate::checkpoint::{peft, read_json};
 use crate::error::{Error, Result};
 use crate::models::language::{OnText, Reply, Show, Turn, VideoLanguageModel};
 use crate::text::{ChatTemplate, Dialogue, Message, Pad, Part, Role, Tokenizer, expand_pads};
@@ -93,6 +94,26 @@ impl Qwen2_5VlChat {
         };
         let repetition_penalty = generation.repetition_penalty.unwrap_or(1.0);
         Ok(Self { model, tokenizer, template, processor, dialogue, stop_tokens, repetition_penalty })
+    }
+
+    /// As [`Self::load`], with the adapter of a folder that PEFT or this crate wrote, where there is one.
+    ///
+    /// # Errors
+    /// As [`Self::load`] and [`Adapter::load`]; what is wrong with the adapter's own files is found first.
+    pub fn load_adapted(
+        dir: impl AsRef<Path>,
+        adapter: Option<&Path>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        // Before gigabytes of weights are read.
+        adapter.map(|folder| peft::read(folder, &Device::Cpu)).transpose()?;
+        let mut chat = Self::load(dir, dtype, device)?;
+        if let Some(folder) = adapter {
+            let adapter = Adapter::load(folder, &chat.model)?;
+            chat.model = chat.model.with_adapter(&adapter)?.detached();
+        }
+        Ok(chat)
     }
 
     /// The tokenised prompt of a turn, its frames encoded.
