@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::checkpoint::write_file;
 use crate::error::{Error, Result};
+use crate::models::clip::Clip;
+use crate::video::Video;
 
 /// Raised when the layout of an entry changes; part of the key.
 const VERSION: u32 = 1;
@@ -33,6 +35,19 @@ pub struct Key {
 }
 
 impl Key {
+    /// That of all frames of `video` at `fps`, as `clip` sees them.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn of(video: &Video, clip: &Clip, fps: f64) -> Result<Self> {
+        Ok(Self {
+            video: video.content_hash()?,
+            model: clip.revision().to_owned(),
+            fps,
+            preprocessing: clip.processor().description().to_owned(),
+        })
+    }
+
     /// The key as one line; values are quoted, so two keys never give the same line.
     fn text(&self) -> String {
         format!(

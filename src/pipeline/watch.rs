@@ -6,7 +6,7 @@ use std::ops::Range;
 use image::RgbImage;
 
 use super::{Event, KeyFrame, Observer, Options, Pipeline, ShowKeyFrames, Step};
-use crate::data::feature_cache::{Entry, Features, Key};
+use crate::data::feature_cache::{Features, Key};
 use crate::error::{Error, Result};
 use crate::models::clip::Clip;
 use crate::models::language::VideoLanguageModel;
@@ -114,41 +114,19 @@ impl Pipeline {
         let Some(cache) = &self.cache else {
             return first_pass(clip, video, candidates, options, observe);
         };
-        let key = Key {
-            video: video.content_hash()?,
-            model: clip.revision().to_owned(),
-            fps: options.fps,
-            preprocessing: clip.processor().description().to_owned(),
+        let mut computed = None;
+        let cached = cache.get_or_compute(&Key::of(video, clip, options.fps)?, || {
+            let mut watched = first_pass(clip, video, candidates, options, observe)?;
+            let features = watched.features.take();
+            computed = Some(watched);
+            features.ok_or_else(|| Error::Input("CLIP features: the first pass gave none".into()))
+        })?;
+        let mut watched = match computed {
+            Some(watched) => watched,
+            None => remembered(video, candidates, &cached.features, options, observe)?,
         };
-        let damaged = match cache.get(&key)? {
-            Entry::Hit(features) => {
-                let warnings = video.warning().map(str::to_owned).into_iter().collect();
-                let times = candidates.previews.iter().filter_map(|&i| features.seconds.get(i).copied());
-                let times: Vec<f64> = times.collect();
-                let previews =
-                    frames_at(video, times, candidates.fit(PREVIEW), (options, Step::Watch), observe)?;
-                let seconds = features.seconds.clone();
-                let duration = candidates.duration;
-                return Ok(Watched {
-                    seconds,
-                    duration,
-                    previews,
-                    features: Some(features),
-                    kept: None,
-                    cached: true,
-                    warnings,
-                });
-            }
-            Entry::Miss => None,
-            Entry::Damaged { path, cause } => {
-                Some(format!("{}: damaged feature cache entry, computed again: {cause}", path.display()))
-            }
-        };
-        let mut watched = first_pass(clip, video, candidates, options, observe)?;
-        watched.warnings.extend(damaged);
-        if let Some(Err(error)) = watched.features.as_ref().map(|features| cache.put(&key, features)) {
-            watched.warnings.push(format!("features were not cached: {error}"));
-        }
+        watched.features = Some(cached.features);
+        watched.warnings.extend(cached.warning);
         Ok(watched)
     }
 
@@ -194,6 +172,25 @@ impl Watched {
             warnings: vec![],
         }
     }
+}
+
+/// What the first pass would bring besides the features, which are known.
+fn remembered(
+    video: &Video,
+    candidates: &Candidates,
+    features: &Features,
+    options: &Options,
+    observe: Observer,
+) -> Result<Watched> {
+    let times = candidates.previews.iter().filter_map(|&i| features.seconds.get(i).copied()).collect();
+    let previews = frames_at(video, times, candidates.fit(PREVIEW), (options, Step::Watch), observe)?;
+    Ok(Watched {
+        seconds: features.seconds.clone(),
+        previews,
+        cached: true,
+        warnings: video.warning().map(str::to_owned).into_iter().collect(),
+        ..Watched::without_features(candidates)
+    })
 }
 
 /// Every candidate is decoded once and delivered in all sizes that may be needed.

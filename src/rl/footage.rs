@@ -118,12 +118,7 @@ impl Footage {
                 let known = match watching.cache {
                     None => compute()?,
                     Some(cache) => {
-                        let key = Key {
-                            video: video.content_hash()?,
-                            model: clip.revision().to_owned(),
-                            fps: watching.fps,
-                            preprocessing: clip.processor().description().to_owned(),
-                        };
+                        let key = Key::of(&video, clip, watching.fps)?;
                         let cached = cache.get_or_compute(&key, compute)?;
                         warnings.extend(cached.warning);
                         cached.features
