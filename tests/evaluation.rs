@@ -16,7 +16,7 @@ use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::qwen2_5_vl::mrope::{Media, Timing};
 use msjoe::models::qwen2_5_vl::processor::Size;
-use msjoe::models::sampler::{Sampler, Sight};
+use msjoe::models::sampler::Sight;
 use msjoe::models::temporal_agent::{self, TemporalAgent};
 use msjoe::models::unet1d::UNet1d;
 use msjoe::rl::evaluate::evaluate;
@@ -44,8 +44,8 @@ fn models() -> Models {
     Models {
         chat: Qwen2_5VlChat::load(toy("mllm"), DType::F32, &Device::Cpu).unwrap(),
         clip: Some(clip),
-        samplers: vec![sampler],
-        agents: vec![agent(1).unwrap(), agent(2).unwrap()],
+        samplers: vec![sampler.into()],
+        agents: vec![agent(1).unwrap().into(), agent(2).unwrap().into()],
         cache: None,
         memory: 1 << 28,
     }
@@ -156,7 +156,7 @@ fn batched_answers_are_those_of_the_rollout() {
             _ => None,
         })
         .collect();
-    let sampler = models.samplers.first().cloned().map(Sampler::from);
+    let sampler = models.samplers.first().cloned();
     let policy = Policy { chat: &models.chat, clip: models.clip.as_ref(), sampler: sampler.as_ref() };
     let rows = [
         ("uniform", None, Choosing::Uniform),
@@ -207,7 +207,7 @@ fn tspo_takes_the_largest_logits_of_each_of_its_agents() {
             let Origin::World(task) = &item.origin else { unreachable!() };
             let queries = clip.encode_texts(&query::of_question(&item.question).queries).unwrap();
             let sight = Sight::new(queries, task.footage.features(clip).unwrap()).unwrap();
-            let logits = agent.forward(&sight.frames, &sight.queries, &sight.similarity).unwrap();
+            let logits = agent.forward(&sight).unwrap();
             let mut largest: Vec<usize> = (0..logits.elem_count()).collect();
             let logits = logits.to_vec1::<f32>().unwrap();
             largest.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));

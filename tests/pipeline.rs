@@ -84,13 +84,17 @@ struct World {
 
 /// A video of `seconds` in which each second has a grey of its own, and a random CLIP.
 fn world(seconds: u32) -> World {
+    world_of(seconds, (112, 84))
+}
+
+fn world_of(seconds: u32, (width, height): (u32, u32)) -> World {
     let dir = tempfile::tempdir().unwrap();
     let video = dir.path().join("video.mp4");
-    let mut writer = H264Writer::create(&video, 112, 84, Rational::new(4, 1)).unwrap();
+    let mut writer = H264Writer::create(&video, width, height, Rational::new(4, 1)).unwrap();
     for frame in 0..seconds * 4 {
         let grey = (frame / 4 * 251 % 200) as u8 + 20;
         writer
-            .push(&RgbImage::from_fn(112, 84, |x, y| Rgb([grey, grey ^ (x / 8) as u8, (y / 4) as u8])))
+            .push(&RgbImage::from_fn(width, height, |x, y| Rgb([grey, grey ^ (x / 8) as u8, (y / 4) as u8])))
             .unwrap();
     }
     writer.finish().unwrap();
@@ -233,12 +237,15 @@ fn every_strategy_chooses_frames() {
 
 #[test]
 fn frames_of_several_sizes_are_shown_at_their_own_times() {
-    let world = world(60);
+    // 64 tokens a frame, of which the budget allows half.
+    let world = world_of(60, (224, 224));
+    let tokens = 8 * 32;
     let (pipeline, heard) = world.pipeline(&["<answer>A</answer>"; 3]);
     let selection = Settings { resolution: Resolution::Adaptive, ..Settings::default() };
     let queries = QuerySource::Given(vec!["a bright frame".into()]);
     for strategy in [Strategy::QFrame, Strategy::F2c] {
-        let options = Options { strategy, selection, queries: queries.clone(), ..options(8) };
+        let queries = queries.clone();
+        let options = Options { strategy, selection, queries, key_frame_tokens: tokens, ..options(8) };
         let outcome = pipeline.answer(&world.video, &question(), &options).unwrap();
         let Heard { images, timing, .. } = heard.lock().unwrap().pop().unwrap();
         assert_eq!(images, outcome.images, "{strategy}");
@@ -249,25 +256,29 @@ fn frames_of_several_sizes_are_shown_at_their_own_times() {
             "{strategy}: {} frames for the tokens of 8",
             images.len()
         );
-        let full = Processor::default().plan(112, 84, &Budget::Total { frames: 8, tokens: 8192 }).unwrap();
+        let processor = Processor::default();
+        let full = processor.plan(224, 224, &Budget::of_key_frames(8, tokens, true)).unwrap();
         for (image, frame) in images.iter().zip(&outcome.key_frames) {
-            let size =
-                Processor::default().plan(full.width, full.height, &Budget::Scaled { scale: frame.scale });
+            let size = processor.plan(full.width, full.height, &Budget::Scaled { scale: frame.scale });
             let Size { width, height } = size.unwrap();
             assert_eq!(image.dimensions(), (width, height), "{strategy}: {}", frame.scale);
         }
         // Each stretch of one size, and each clip: its slices' times count from the last frame before it.
-        let (mut expected, mut since) = (vec![], 0.0);
+        let (mut expected, mut since, mut shown) = (vec![], 0.0, 0);
         let together = |a: &KeyFrame, b: &KeyFrame| {
             a.scale == b.scale && (strategy == Strategy::QFrame || a.index + 1 == b.index)
         };
         for run in outcome.key_frames.chunk_by(together) {
             let times = run.iter().step_by(2).map(|frame| frame.seconds - since).collect();
             expected.push(Timing::Slices(times));
+            let scale = run[0].scale;
+            let size = processor.plan(full.width, full.height, &Budget::Scaled { scale }).unwrap();
+            shown += processor.tokens(size, run.len());
             since = run.last().unwrap().seconds;
         }
         assert_eq!(timing, expected, "{strategy}");
         assert!(timing.len() > 1, "{strategy}");
+        assert!((tokens / 4..=tokens).contains(&shown), "{strategy}: {shown} of {tokens} tokens");
     }
     let shown = ShowKeyFrames::Images;
     let options = Options { strategy: Strategy::QFrame, selection, queries, show: shown, ..options(4) };

@@ -14,6 +14,7 @@ use msjoe::hub::Hub;
 use msjoe::models::clip::Clip;
 use msjoe::models::language::VideoLanguageModel;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
+use msjoe::models::sampler::Sampler;
 use msjoe::models::temporal_agent::{self, TemporalAgent};
 use msjoe::models::unet1d::{self, UNet1d};
 use msjoe::rl::plan::Shown;
@@ -132,17 +133,17 @@ fn choice<T: Copy>(what: &str, given: &Option<String>, known: [(&str, T); 2]) ->
 }
 
 /// The networks of `files` with their identities; without any file one that is untrained.
-fn networks<T>(
+fn networks<T: Into<Sampler>>(
     files: Vec<PathBuf>,
     name: &str,
     load: impl Fn(Option<&Path>) -> msjoe::Result<T>,
-) -> Result<(Vec<String>, Vec<T>)> {
+) -> Result<(Vec<String>, Vec<Sampler>)> {
     if files.is_empty() {
         eprintln!("warning: no file of a {name} was given: an untrained {name} follows the similarities");
-        return Ok((vec!["untrained".to_owned()], vec![load(None)?]));
+        return Ok((vec!["untrained".to_owned()], vec![load(None)?.into()]));
     }
     let identities = files.iter().map(|file| identity(file)).collect::<msjoe::Result<_>>()?;
-    let networks = files.iter().map(|file| load(Some(file))).collect::<msjoe::Result<_>>()?;
+    let networks = files.iter().map(|file| load(Some(file)).map(Into::into)).collect::<msjoe::Result<_>>()?;
     Ok((identities, networks))
 }
 
@@ -232,7 +233,7 @@ impl Args {
         Ok((Models { chat, clip, samplers, agents, cache, memory: MEMORY }, settings))
     }
 
-    fn unets(&self, columns: &[Column], device: &Device) -> Result<(Vec<String>, Vec<UNet1d>)> {
+    fn unets(&self, columns: &[Column], device: &Device) -> Result<(Vec<String>, Vec<Sampler>)> {
         if !asks(columns, Strategy::Msjoe) {
             return Ok((vec![], vec![]));
         }
@@ -247,7 +248,7 @@ impl Args {
         columns: &[Column],
         clip: Option<&Clip>,
         device: &Device,
-    ) -> Result<(Vec<String>, Vec<TemporalAgent>)> {
+    ) -> Result<(Vec<String>, Vec<Sampler>)> {
         let Some(clip) = clip.filter(|_| asks(columns, Strategy::Tspo)) else {
             return Ok((vec![], vec![]));
         };

@@ -16,7 +16,7 @@ mod save;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use msjoe::data::world::{Length, Span, Spec, World};
 
@@ -81,10 +81,13 @@ fn main() -> Result<()> {
         long: World::new(Spec::default(), args.world_seed)?,
     };
     std::fs::create_dir_all(&args.work)?;
+    if args.only == Some(Model::Clip) && args.stage.is_some() {
+        bail!("--stage is of the language model, which --only clip leaves out");
+    }
     if args.only != Some(Model::Mllm) && args.stage.is_none() {
         clip::train(&args, &worlds)?;
     }
-    if args.only != Some(Model::Clip) || args.stage.is_some() {
+    if args.only != Some(Model::Clip) {
         mllm::train(&args, &worlds)?;
     }
     Ok(())

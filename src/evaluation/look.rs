@@ -291,15 +291,12 @@ impl Models {
 
     /// Logits of the frames, for a column that asks a network.
     fn logits(&self, column: Column, sight: &Sight) -> Result<Option<Vec<f32>>> {
-        let at = column.seed as usize;
-        let logits = match column.method.choosing.strategy() {
-            Some(Strategy::Msjoe) => self.samplers.get(at).map(|unet| unet.forward(&sight.similarity)),
-            Some(Strategy::Tspo) => {
-                let Sight { similarity, queries, frames } = sight;
-                self.agents.get(at).map(|agent| agent.forward(frames, queries, similarity))
-            }
-            _ => None,
+        let networks = match column.method.choosing.strategy() {
+            Some(Strategy::Msjoe) => &self.samplers,
+            Some(Strategy::Tspo) => &self.agents,
+            _ => return Ok(None),
         };
-        Ok(logits.transpose()?.map(|logits| logits.to_vec1()).transpose()?)
+        let network = networks.get(column.seed as usize);
+        Ok(network.map(|network| network.forward(sight)?.to_vec1()).transpose()?)
     }
 }

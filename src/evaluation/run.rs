@@ -20,8 +20,7 @@ use crate::models::language::VideoLanguageModel;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::Media;
 use crate::models::qwen2_5_vl::processor::{Budget, Size};
-use crate::models::temporal_agent::TemporalAgent;
-use crate::models::unet1d::UNet1d;
+use crate::models::sampler::Sampler;
 use crate::pipeline::{Step, StepReport};
 use crate::rl::footage::{Footage, Watching};
 use crate::rl::gallery::{Gallery, Showing};
@@ -35,9 +34,9 @@ pub struct Models {
     /// Compares; not needed for `uniform` and `evidence`.
     pub clip: Option<Clip>,
     /// One per seed of `msjoe`.
-    pub samplers: Vec<UNet1d>,
-    /// One per seed of `tspo`.
-    pub agents: Vec<TemporalAgent>,
+    pub samplers: Vec<Sampler>,
+    /// One per seed of `tspo`: temporal agents.
+    pub agents: Vec<Sampler>,
     /// Where CLIP features of video files are kept.
     pub cache: Option<FeatureCache>,
     /// Bytes of frames, and of their features, that are kept for the next method.

@@ -59,21 +59,16 @@ impl WithSimd for Columns<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let (rows, width) = (self.x.len() / self.k, self.w.len() / self.k);
-        match rows {
-            1 => return self.strip::<S, 1, 8>(simd, 0, 0..width, Apart::Far),
-            2 => return self.strip::<S, 2, 4>(simd, 0, 0..width, Apart::Far),
-            3 => return self.strip::<S, 3, 4>(simd, 0, 0..width, Apart::Far),
-            4 => return self.strip::<S, 4, 4>(simd, 0, 0..width, Apart::Far),
-            _ => {}
-        }
-        for first in (0..width).step_by(TILE) {
-            let tile = first..width.min(first + TILE);
+        let (tile, apart) = if rows <= 4 { (width.max(1), Apart::Far) } else { (TILE, Apart::Near) };
+        for first in (0..width).step_by(tile) {
+            let tile = first..width.min(first + tile);
             for row in (0..rows).step_by(4) {
                 match rows - row {
-                    1 => self.strip::<S, 1, 4>(simd, row, tile.clone(), Apart::Near),
-                    2 => self.strip::<S, 2, 4>(simd, row, tile.clone(), Apart::Near),
-                    3 => self.strip::<S, 3, 4>(simd, row, tile.clone(), Apart::Near),
-                    _ => self.strip::<S, 4, 4>(simd, row, tile.clone(), Apart::Near),
+                    1 if apart == Apart::Far => self.strip::<S, 1, 8>(simd, row, tile.clone(), apart),
+                    1 => self.strip::<S, 1, 4>(simd, row, tile.clone(), apart),
+                    2 => self.strip::<S, 2, 4>(simd, row, tile.clone(), apart),
+                    3 => self.strip::<S, 3, 4>(simd, row, tile.clone(), apart),
+                    _ => self.strip::<S, 4, 4>(simd, row, tile.clone(), apart),
                 }
             }
         }
