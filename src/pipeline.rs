@@ -167,8 +167,7 @@ impl Pipeline {
         let (mut queries, mut query_reply) = (None, None);
         let (looks, asks) = (options.strategy.reads_features(), options.strategy.reads_queries());
         if let Some(features) = watched.features.as_ref().filter(|_| looks) {
-            let embeds = &features.embeds;
-            scores.features = Some(Features::new(embeds.flatten_all()?.to_vec1()?, embeds.dim(1)?)?);
+            scores.features = Some(Features::of(&features.embeds)?);
         }
         if let (Some(clip), Some(features), true) = (&self.clip, &watched.features, asks) {
             let start = Instant::now();
@@ -184,7 +183,7 @@ impl Pipeline {
             (queries, query_reply) = (Some(asked), reply);
 
             if let (true, Some(sampler)) = (options.strategy.reads_logits(), &self.sampler) {
-                scores.logits = Some(sampler.forward(&sight)?.to_vec1()?);
+                sampler.score(&sight, &mut scores)?;
             }
         }
         let start = Instant::now();

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -156,18 +156,45 @@ fn every_look_fits_its_window() {
         std::fs::write(&path, page).unwrap();
         path
     };
-    let files = [
+    let mut files = vec![
         write("answer", answered(3600, 4, 64).html()),
         write("training", training(3, 300).html()),
         write("evaluation", evaluation().html()),
     ];
+    files.extend(shown_pages());
     let mut command = Command::new("node");
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/report/browser.mjs")).env("CHROMIUM", &program);
     if let Some(shots) = std::env::var_os("REPORT_SHOTS") {
         command.arg("--shots").arg(shots);
     }
-    let out = output(command.args(files), folder.path());
+    let out = output(command.args(&files), folder.path());
     let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{said}");
-    assert!(said.contains("3 reports in 3 looks: 0 complaints"), "{said}");
+    assert!(said.contains(&format!("{} reports in 3 looks: 0 complaints", files.len())), "{said}");
+}
+
+/// The pages that the README shows.
+fn shown_pages() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/reports");
+    let names = ["answer.html", "evolution.html", "methods.html"];
+    names.map(|name| folder.join(name)).to_vec()
+}
+
+#[test]
+fn the_pages_that_the_readme_shows_are_whole() {
+    let pages = shown_pages().into_iter().map(|path| std::fs::read_to_string(&path).unwrap());
+    let [answer, evolution, methods]: [String; 3] = pages.collect::<Vec<_>>().try_into().unwrap();
+    for (page, said) in [(&answer, "Key frames"), (&evolution, "Reward and its parts"), (&methods, "mdp3")] {
+        assert!(
+            page.len() < 3 << 20 && page.contains(said) && page.trim_end().ends_with("</html>"),
+            "{said}"
+        );
+    }
+    let Some(program) = chromium() else {
+        return left_out("the pages of the README in a browser");
+    };
+    for page in [answer, evolution, methods] {
+        let opened = open(&program, &page);
+        assert_eq!((opened.console.len(), opened.requests.len()), (0, 0), "{:?}", opened.console);
+    }
 }

@@ -24,6 +24,7 @@ use msjoe::rl::evolve::{Data, Evaluation, Event, Evolution, Models, Settings};
 use msjoe::rl::gallery::{Gallery, Showing};
 use msjoe::rl::learner::Learner;
 use msjoe::rl::plan::{Choosing, Plan, Shown};
+use msjoe::rl::reinforce::Probability;
 use msjoe::rl::reward::{Peak, RewardConfig};
 use msjoe::rl::rollout::rollout;
 use msjoe::rl::tally::Tally;
@@ -31,6 +32,7 @@ use msjoe::rl::tasks::world_tasks;
 use msjoe::rl::trainer::Trainer;
 use msjoe::rl::trajectory::{Task, Trajectory};
 use msjoe::rl::update::{Gradients, Weighed, model_gradients, sampler_gradients};
+use msjoe::select::draw_log_prob;
 use msjoe::supervised::lessons::{Lesson, conversation};
 use msjoe::supervised::turns::{Learn as Learned, TurnTrainer};
 use tempfile::TempDir;
@@ -103,6 +105,7 @@ fn config() -> EvolveConfig {
                 kernel: 3,
                 gain: 1.0,
                 windows: vec![0, 2],
+                apart: 0.0,
             },
             rate: msjoe::rl::config::Rate { peak: 1e-2, warmup: 0, ..Default::default() },
             ..SamplerConfig::default()
@@ -263,6 +266,30 @@ fn trajectories_without_a_signal_change_nothing() {
     let gradients =
         sampler_gradients(sampler, parameters, &drawn, &config.sampler, 2, &mut Tally::default()).unwrap();
     assert!(gradients.is_none());
+}
+
+#[test]
+fn draws_kept_apart_are_as_probable_to_the_trainer_as_to_the_rollout() {
+    let (dir, mut config) = setting();
+    config.sampler.network.apart = 1.5;
+    let learner = learner(dir.path(), &config);
+    let trajectories = trajectories(&learner, &config, &tasks()[..3]);
+    let drawn: Vec<(&Trajectory, f64)> = trajectories.iter().map(|trajectory| (trajectory, 1.0)).collect();
+    let (sampler, parameters) = learner.student().unwrap();
+    let mut tally = Tally::default();
+    sampler_gradients(sampler, parameters, &drawn, &config.sampler, 2, &mut tally).unwrap().unwrap();
+    let mean = |of: &dyn Fn(&Trajectory) -> f64| {
+        trajectories.iter().map(of).sum::<f64>() / trajectories.len() as f64
+    };
+    let rolled = mean(&|trajectory| trajectory.selection.log_prob.unwrap());
+    let trained = tally.get("sampler/log_prob").unwrap();
+    assert!((rolled - trained).abs() < 1e-4, "{rolled} and {trained}");
+    // The comparison can fail: without what keeps them apart the same draws are less probable.
+    let plain = mean(&|trajectory| {
+        let logits = learner.sampler.forward(trajectory.sight.as_ref().unwrap()).unwrap();
+        draw_log_prob(&logits.to_vec1().unwrap(), &trajectory.selection.draw_order).unwrap()
+    });
+    assert!((plain - rolled).abs() > 0.01, "{plain} and {rolled}");
 }
 
 #[test]
@@ -435,6 +462,11 @@ fn contradictions_are_refused_before_the_first_step() {
         c.sampler.learn = false;
     };
     assert!(refused(&nothing).contains("nothing learns"));
+    let alone = |c: &mut EvolveConfig| {
+        c.sampler.network.apart = 1.0;
+        c.sampler.reinforce.probability = Probability::Independent;
+    };
+    assert!(refused(&alone).contains("takes each frame for itself"));
     assert!(refused(&|c| c.model.grpo.top_entropy = 0.5).contains("top_entropy"));
     assert!(refused(&|c| c.model.rate.max_grad_norm = 0.0).contains("model.rate.max_grad_norm"));
     assert!(refused(&|c| c.sampler.rate.adamw.beta2 = 1.0).contains("sampler.rate.adamw"));

@@ -39,6 +39,7 @@ mod sampler;
 mod sampler_learning;
 mod samples;
 mod select;
+mod select_apart;
 mod select_definitions;
 mod select_methods;
 mod statistics;

@@ -111,6 +111,35 @@ fn affine_maps_equal_their_twins() {
 }
 
 /// Only what learns has a gradient; the others' would stay in memory to the end of the pass. Every subset of operands.
+/// A weight that is laid out column by column: few rows and many, with and without bias, and what an adapter adds to.
+#[test]
+fn a_weight_laid_out_for_many_rows_is_the_same_map() {
+    let (weight, bias) = (normal(&[70, 33], 3), normal(&[70], 4));
+    for rows in [1, 4, 16, 65, 300] {
+        let x = Var::from_tensor(&normal(&[rows, 33], 5)).unwrap();
+        for bias in [None, Some(bias.clone())] {
+            let plain = msjoe::nn::Linear::new(weight.clone(), bias.clone());
+            let turned = plain.clone().for_many_rows().unwrap();
+            assert!(!turned.weight().is_contiguous() && turned.weight().dims() == [70, 33]);
+            let run = |map: &msjoe::nn::Linear| {
+                let y = map.forward(x.as_tensor()).unwrap();
+                let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                (y, grads.get(&x).unwrap().clone())
+            };
+            let ((y, dx), (y_plain, dx_plain)) = (run(&turned), run(&plain));
+            assert!(relative(&y, &y_plain) < 2e-6 && relative(&dx, &dx_plain) < 2e-6, "{rows} rows");
+        }
+        let base = normal(&[rows, 70], 6);
+        let turned = weight.t().unwrap().contiguous().unwrap().t().unwrap();
+        let onto = |w: &Tensor| linear::linear_onto(&base, x.as_tensor(), w, 0.5).unwrap();
+        assert!(relative(&onto(&turned), &onto(&weight)) < 2e-6, "{rows} rows onto others");
+    }
+    // What learns stays as it is: an optimizer writes where it lies.
+    let learns = Var::from_tensor(&weight).unwrap();
+    let map = msjoe::nn::Linear::new(learns.as_tensor().clone(), None).for_many_rows().unwrap();
+    assert!(map.weight().is_contiguous());
+}
+
 #[test]
 fn operations_keep_no_gradient_of_frozen_operands() {
     type Named<'a> = (&'a str, Vec<Tensor>, Op<'a>);

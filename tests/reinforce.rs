@@ -66,7 +66,7 @@ fn ascent(draws: &[(Vec<usize>, f64)], form: Probability) -> Vec<f64> {
     let logits = Var::from_tensor(&tensor(&LOGITS)).unwrap();
     let drawn: Vec<Drawn> = draws
         .iter()
-        .map(|(picks, advantage)| Drawn { logits: &logits, picks, advantage: *advantage })
+        .map(|(picks, advantage)| Drawn { logits: &logits, picks, advantage: *advantage, apart: None })
         .collect();
     let config = ReinforceConfig { probability: form, entropy_bonus: 0. };
     let total = draws.len();
@@ -141,7 +141,8 @@ fn the_independent_form_is_its_definition() {
 fn losses_and_metrics_of_micro_batches_add_up() {
     let vars = [tensor(&LOGITS), tensor(&[0., 1., -1., 2., 0.5])].map(|z| Var::from_tensor(&z).unwrap());
     let picks = [vec![0, 2], vec![1, 3], vec![4, 0, 1]];
-    let drawn = |i: usize, advantage: f64| Drawn { logits: &vars[i / 2], picks: &picks[i], advantage };
+    let drawn =
+        |i: usize, advantage: f64| Drawn { logits: &vars[i / 2], picks: &picks[i], advantage, apart: None };
     let draws = [drawn(0, 0.5), drawn(1, -2.), drawn(2, 1.)];
     let config = ReinforceConfig { entropy_bonus: 0.1, ..Default::default() };
     let gradient = |loss: &Tensor| -> Vec<f64> {
@@ -191,7 +192,7 @@ fn entropies_pass_finite_differences() {
 fn draws_are_checked() {
     let logits = tensor(&LOGITS);
     let error = |picks: &[usize], advantage: f64, total: usize| {
-        let drawn = [Drawn { logits: &logits, picks, advantage }];
+        let drawn = [Drawn { logits: &logits, picks, advantage, apart: None }];
         message(reinforce_loss(&drawn, total, &ReinforceConfig::default()).unwrap_err())
     };
     assert_eq!(error(&[4], 1., 1), "log_prob: pick 4 is outside the 4 frames");
@@ -249,7 +250,7 @@ fn bandit(seed: u64, rewards: Rewards) -> (f64, f64) {
         }
         let advantages = baselined(&scores, GROUP, Baseline::LeaveOneOut);
         let draws: Vec<Drawn> = (picks.iter().zip(advantages))
-            .map(|(picks, advantage)| Drawn { logits, picks, advantage: f64::from(advantage) })
+            .map(|(picks, advantage)| Drawn { logits, picks, advantage: f64::from(advantage), apart: None })
             .collect();
         let loss = reinforce_loss(&draws, GROUP, &ReinforceConfig::default()).unwrap().loss;
         step(&mut optimizer, &policy, &loss, 0.15);

@@ -32,7 +32,15 @@ fn matrix(queries: usize, frames: usize, seed: u64) -> Tensor {
 }
 
 fn small() -> Config {
-    Config { channels: vec![8, 12, 16], stem: 4, groups: 4, kernel: 3, gain: 1.0, windows: vec![0, 1, 5] }
+    Config {
+        channels: vec![8, 12, 16],
+        stem: 4,
+        groups: 4,
+        kernel: 3,
+        gain: 1.0,
+        windows: vec![0, 1, 5],
+        apart: 0.0,
+    }
 }
 
 fn untrained() -> UNet1d {
@@ -435,7 +443,8 @@ fn init_depends_on_the_seed_only() {
 fn a_saved_sampler_loads_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
-    let net = with_noise(&UNet1d::init(&small(), 5, &Device::Cpu).unwrap(), DType::F32);
+    let config = Config { apart: 1.5, ..small() };
+    let net = with_noise(&UNet1d::init(&config, 5, &Device::Cpu).unwrap(), DType::F32);
     net.save(&a).unwrap();
     let loaded = UNet1d::load(&a, &Device::Cpu).unwrap();
     assert_eq!(loaded.config(), net.config());

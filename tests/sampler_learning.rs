@@ -35,8 +35,15 @@ fn accuracy(net: &UNet1d, frames: usize) -> f32 {
 fn train(shuffled: bool) -> (f32, UNet1d) {
     const BATCH: usize = 24;
     const DRAWS: usize = 4;
-    let config =
-        Config { channels: vec![16, 24], stem: 8, groups: 4, kernel: 3, gain: 1.0, windows: vec![0, 2] };
+    let config = Config {
+        channels: vec![16, 24],
+        stem: 8,
+        groups: 4,
+        kernel: 3,
+        gain: 1.0,
+        windows: vec![0, 2],
+        apart: 0.0,
+    };
     let (net, vars) = UNet1d::init(&config, 1, &Device::Cpu).unwrap().trainable().unwrap();
     let settings = ParamsAdamW { lr: 5e-3, weight_decay: 0., ..Default::default() };
     let mut optimizer = AdamW::new(vars.into_values().collect(), settings).unwrap();

@@ -348,7 +348,12 @@ fn train(shuffled: bool) -> (f32, f32) {
             |(at, picks): (usize, &Vec<usize>)| (at / DRAWS, picks.clone(), f64::from(advantages[at]));
         let all: Vec<(usize, Vec<usize>, f64)> = picks.iter().enumerate().map(drawn).collect();
         let draws: Vec<Drawn> = (all.iter())
-            .map(|(at, picks, advantage)| Drawn { logits: &logits[*at], picks, advantage: *advantage })
+            .map(|(at, picks, advantage)| Drawn {
+                logits: &logits[*at],
+                picks,
+                advantage: *advantage,
+                apart: None,
+            })
             .collect();
         let loss = reinforce_loss(&draws, draws.len(), &ReinforceConfig::default()).unwrap();
         let gradients = parameters.gradients(&loss.loss.backward().unwrap()).unwrap();

@@ -6,7 +6,7 @@
 //! Every row is trained where it learns and graded on held-out questions of rendered videos. Each finished (row, seed) is
 //! kept in `--out`: run again, the command goes on with what is missing, and grades nothing twice. The table goes to
 //! stdout and, with reward curves, to `table.md` and `table.json` in that folder, and as a page to `report.html`. `--rows` takes some of the rows:
-//! uniform, top-k, question, frozen, joint, no-difficulty, no-info, no-previews, mlp, independent, no-baseline, evidence.
+//! uniform, top-k, question, frozen, joint, no-difficulty, no-info, no-previews, mlp, independent, no-baseline, apart, evidence.
 
 #[path = "../cli/mod.rs"]
 mod cli;
@@ -22,7 +22,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use msjoe::checkpoint::write_file;
 use rows::{FULL, JOINT, QUICK, ROWS, Row, Training};
 use table::K;
-use work::Work;
+use work::{Graded, Work};
 
 /// Trains and grades the rows of the table.
 #[derive(Parser)]
@@ -56,6 +56,9 @@ struct Args {
     json: bool,
 }
 
+/// Steps of the progress bar per row and seed.
+const PARTS: u64 = 1000;
+
 fn main() -> std::process::ExitCode {
     let args = Args::parse();
     cli::run(|| run(&args))
@@ -75,28 +78,49 @@ fn run(args: &Args) -> Result<()> {
         ROWS.iter().filter(|row| args.rows.is_empty() || args.rows.iter().any(|n| n == row.name)).collect();
     std::fs::create_dir_all(&args.out)?;
 
+    let mut work = Work::new(&args.models, args.world_seed, scale, &args.out)?;
+    let done = train_and_grade(&mut work, &rows)?;
+    let table = table::table(&done, &work.test, args.world_seed)?;
+    let (markdown, json) = (table.markdown(), serde_json::to_string_pretty(&table)?);
+    write_file(&args.out.join("table.md"), markdown.as_bytes())?;
+    write_file(&args.out.join("table.json"), json.as_bytes())?;
+    msjoe::report::write(args.out.join(msjoe::report::FILE), &table.page().html())?;
+    print!("{}", if args.json { format!("{json}\n") } else { markdown });
+    Ok(())
+}
+
+/// The rows with the grades of each of their seeds, from disk where they are there.
+fn train_and_grade(work: &mut Work, rows: &[&'static Row]) -> Result<Vec<(&'static Row, Vec<Graded>)>> {
     let stop = cli::Stop::on_ctrl_c()?;
     let jobs: Vec<(&'static Row, u64)> =
-        rows.iter().flat_map(|row| seeds(row, scale.seeds).map(|s| (*row, s))).collect();
-    let bar = ProgressBar::new(jobs.len() as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} rows, {eta} left; {msg}")?);
-    let mut observe = |said: &str| {
-        bar.set_message(said.to_owned());
-        bar.tick();
-        stop.flow().is_continue()
-    };
-
-    let mut work = Work::new(&args.models, args.world_seed, scale, &args.out)?;
-    if rows.iter().any(|row| row.training != Training::None) {
-        work.estimate_pass_rates(&mut observe)?;
+        rows.iter().flat_map(|row| seeds(row, work.scale.seeds).map(|s| (*row, s))).collect();
+    let mut missing = 0;
+    for (row, seed) in &jobs {
+        missing += u64::from(work.done(row, *seed, &counts(row))?.is_none());
     }
-    let mut done: Vec<(&'static Row, Vec<work::Graded>)> = rows.iter().map(|row| (*row, vec![])).collect();
+    let bar = ProgressBar::new(missing * PARTS);
+    bar.set_style(ProgressStyle::with_template("{bar:24} {percent} % of the rows, {eta} left; {msg}")?);
+    let mut trained = 0;
+    if missing > 0 && rows.iter().any(|row| row.training != Training::None) {
+        work.estimate_pass_rates(&mut |said, _| {
+            bar.set_message(said.to_owned());
+            stop.flow().is_continue()
+        })?;
+        bar.reset_eta();
+    }
+    let mut done: Vec<(&'static Row, Vec<Graded>)> = rows.iter().map(|row| (*row, vec![])).collect();
     for (row, seed) in jobs {
         let frames = counts(row);
         let graded = match work.done(row, seed, &frames)? {
             Some(graded) => graded,
             None => {
+                let mut observe = |said: &str, share: f64| {
+                    bar.set_message(said.to_owned());
+                    bar.set_position(trained * PARTS + (share * PARTS as f64) as u64);
+                    stop.flow().is_continue()
+                };
                 let graded = work.run(row, seed, &frames, &mut observe)?;
+                trained += 1;
                 let grades = &graded.by_frames[&K];
                 let right = grades.right().iter().filter(|right| **right).count();
                 let line = format!(
@@ -113,16 +137,9 @@ fn run(args: &Args) -> Result<()> {
         if let Some((_, of_row)) = done.iter_mut().find(|(other, _)| other.name == row.name) {
             of_row.push(graded);
         }
-        bar.inc(1);
     }
     bar.finish_and_clear();
-    let table = table::table(&done, &work.test, args.world_seed)?;
-    let (markdown, json) = (table.markdown(), serde_json::to_string_pretty(&table)?);
-    write_file(&args.out.join("table.md"), markdown.as_bytes())?;
-    write_file(&args.out.join("table.json"), json.as_bytes())?;
-    msjoe::report::write(args.out.join(msjoe::report::FILE), &table.page().html())?;
-    print!("{}", if args.json { format!("{json}\n") } else { markdown });
-    Ok(())
+    Ok(done)
 }
 
 /// Rows without any chance in them are graded once.

@@ -48,7 +48,7 @@ const fn joint(name: &'static str, title: &'static str, change: fn(&mut EvolveCo
 /// The row that every other one is compared with.
 pub const JOINT: &str = "joint";
 
-pub const ROWS: [Row; 12] = [
+pub const ROWS: [Row; 13] = [
     row("uniform", "uniform", Training::None, Asking::Question, Choosing::Uniform),
     row("top-k", "top-k, the question as query", Training::None, Asking::Question, Choosing::TopK),
     row(
@@ -85,6 +85,9 @@ pub const ROWS: [Row; 12] = [
         if config.model.learn != Learn::Nothing {
             config.sampler.worth = Worth::Reward(Baseline::None);
         }
+    }),
+    joint("apart", "joint, the frames of a draw kept apart (ours)", |config| {
+        config.sampler.network.apart = 1.0
     }),
     row(
         "evidence",
@@ -196,10 +199,19 @@ fn unet() -> unet1d::Config {
         kernel: 3,
         gain: 8.0,
         windows: vec![0, 2, 4, 8],
+        apart: 0.0,
     }
 }
 
 /// The same features frame by frame: one level, and no kernel that reaches a neighbour.
 fn mlp() -> unet1d::Config {
-    unet1d::Config { channels: vec![128], stem: 32, groups: 8, kernel: 1, gain: 8.0, windows: vec![0] }
+    unet1d::Config {
+        channels: vec![128],
+        stem: 32,
+        groups: 8,
+        kernel: 1,
+        gain: 8.0,
+        windows: vec![0],
+        apart: 0.0,
+    }
 }

@@ -76,8 +76,21 @@ pub struct Point {
     pub sampler_entropy: f64,
 }
 
-/// Called with a word on what is done; `false` interrupts.
-pub type Observe<'a> = &'a mut dyn FnMut(&str) -> bool;
+/// Called with a word on what is done, and the share of the row that is; `false` interrupts.
+pub type Observe<'a> = &'a mut dyn FnMut(&str, f64) -> bool;
+
+/// Where a row is: trajectories trained on count twice as much as answers graded.
+struct Progress<'a> {
+    observe: Observe<'a>,
+    done: u64,
+    all: u64,
+}
+
+impl Progress<'_> {
+    fn now(&mut self, said: &str, done: u64) -> bool {
+        (self.observe)(said, (self.done + done) as f64 / self.all.max(1) as f64)
+    }
+}
 
 impl Work {
     /// Loads the models and renders the questions.
@@ -119,7 +132,7 @@ impl Work {
             ..EvolveConfig::default()
         };
         let policy = Policy { chat: &self.chat, clip: None, sampler: None };
-        let mut progress = |done, of| observe(&format!("pass rates {done}/{of}"));
+        let mut progress = |done, of| observe(&format!("pass rates {done}/{of}"), 0.0);
         pass_rates(policy, &mut self.train, &config, self.scale.pass_rate_rollouts, &mut progress)?;
         let rates: BTreeMap<&str, Option<f32>> =
             self.train.iter().map(|task| (&*task.id, task.pass_rate)).collect();
@@ -135,11 +148,20 @@ impl Work {
     pub fn run(&self, row: &Row, seed: u64, frames: &[usize], observe: Observe) -> Result<Graded> {
         let start = std::time::Instant::now();
         let stages = stages(row, &self.scale, seed);
+        let stored = |config| -> Result<PathBuf> {
+            Ok(self.path("sampler", &toml::to_string(config)?).with_extension("safetensors"))
+        };
+        let kept = |number: usize, stored: &Path| number == 0 && stages.len() == 2 && stored.is_file();
+        let mut all = (frames.len() * self.test.len()) as u64;
+        for (number, config) in stages.iter().enumerate() {
+            all += if kept(number, &stored(config)?) { 0 } else { config.steps * weight(config) };
+        }
+        let mut progress = Progress { observe, done: 0, all };
         let mut trained: Option<Learner> = None;
         let mut curve = vec![];
         for (number, config) in stages.iter().enumerate() {
-            let stored = self.path("sampler", &toml::to_string(config)?).with_extension("safetensors");
-            let kept = number == 0 && stages.len() == 2 && stored.is_file();
+            let stored = stored(config)?;
+            let kept = kept(number, &stored);
             let sampler = match &trained {
                 Some(learner) => learner.sampler.clone(),
                 None if kept => Sampler::load(&stored, &Device::Cpu)?,
@@ -151,7 +173,7 @@ impl Work {
                 continue;
             }
             let label = format!("{} seed {seed}, stage {}", row.name, number + 1);
-            let (learner, points) = self.train(config, learner, &label, observe)?;
+            let (learner, points) = self.train(config, learner, &label, &mut progress)?;
             if number == 0 {
                 learner.sampler.save(&stored)?;
             }
@@ -161,7 +183,7 @@ impl Work {
         let mut by_frames = BTreeMap::new();
         for &count in frames {
             let label = format!("{} seed {seed}, {count} key frames", row.name);
-            by_frames.insert(count, self.grade(row, trained.as_ref(), count, &label, observe)?);
+            by_frames.insert(count, self.grade(row, trained.as_ref(), count, &label, &mut progress)?);
         }
         let graded = Graded { by_frames, curve, seconds };
         write_file(&self.row_path(row, seed, frames)?, &serde_json::to_vec_pretty(&graded)?)?;
@@ -178,7 +200,7 @@ impl Work {
         config: &EvolveConfig,
         learner: Learner,
         label: &str,
-        observe: Observe,
+        progress: &mut Progress,
     ) -> Result<(Learner, Vec<Point>)> {
         let mut trainer = Trainer::new(config.clone(), learner, self.train.clone())?;
         let mut curve = vec![];
@@ -196,10 +218,11 @@ impl Work {
                 "{label}, {step}/{}: reward {:.3}, accuracy {:.3}, recall {:.2}",
                 config.steps, point.reward, point.accuracy, point.evidence_recall
             );
-            if !observe(&said) {
+            if !progress.now(&said, step * weight(config)) {
                 return Err(Error::Interrupted.into());
             }
         }
+        progress.done += config.steps * weight(config);
         Ok((trainer.learner, curve))
     }
 
@@ -209,7 +232,7 @@ impl Work {
         trained: Option<&Learner>,
         count: usize,
         label: &str,
-        observe: Observe,
+        progress: &mut Progress,
     ) -> Result<Grades> {
         let policy = match trained {
             Some(learner) => learner.policy(),
@@ -225,9 +248,11 @@ impl Work {
             }),
             None => plan(row, count),
         };
-        let mut progress = |done| observe(&format!("{label}: {done}/{}", self.test.len()));
-        let graded =
-            evaluate(policy, &mut gallery, &self.test, &greedy(&plan, Choosing::Spread), 0, &mut progress)?;
+        let all = self.test.len();
+        let mut told = |done: usize| progress.now(&format!("{label}: {done}/{all}"), done as u64);
+        let plan = greedy(&plan, Choosing::Spread);
+        let graded = evaluate(policy, &mut gallery, &self.test, &plan, 0, &mut told)?;
+        progress.done += all as u64;
         let recalls: Vec<f64> = graded.iter().filter_map(|one| one.evidence_recall).collect();
         Ok(Grades {
             right: graded.iter().map(|one| if one.right { '1' } else { '0' }).collect(),
@@ -251,6 +276,11 @@ impl Work {
         let digest = format!("{:x}", hash.finalize());
         self.folder.join(format!("{name}-{}.json", &digest[..10]))
     }
+}
+
+/// What a step counts beside a graded answer.
+fn weight(config: &EvolveConfig) -> u64 {
+    2 * config.questions as u64 * config.generations
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {

@@ -90,15 +90,17 @@ impl Training {
                 }
                 Event::Preparing(what, done, of) => bar.set_message(format!("{what} {done}/{of}")),
                 Event::Step { step, values } => {
-                    let value = |name: &str| values.get(name).copied().unwrap_or(f64::NAN);
+                    let shown = [
+                        ("reward", "reward"),
+                        ("accuracy", "rewards/accuracy"),
+                        ("entropy", "entropy"),
+                        ("sampler's entropy", "sampler/entropy"),
+                    ];
+                    let said = |(word, name): (&str, &str)| {
+                        values.get(name).map(|value| format!("{word} {value:.2}"))
+                    };
                     bar.set_position(step);
-                    bar.set_message(format!(
-                        "reward {:.3}, accuracy {:.3}, entropy {:.2}, sampler {:.2}",
-                        value("reward"),
-                        value("rewards/accuracy"),
-                        value("entropy"),
-                        value("sampler/entropy"),
-                    ));
+                    bar.set_message(shown.into_iter().filter_map(said).collect::<Vec<_>>().join(", "));
                 }
                 Event::Evaluated { step, summary } => bar.suspend(|| {
                     if !json {

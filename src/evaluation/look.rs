@@ -18,7 +18,7 @@ use crate::models::qwen2_5_vl::Prompt;
 use crate::models::qwen2_5_vl::generate::{Completion, Options, Request};
 use crate::models::qwen2_5_vl::processor::Budget;
 use crate::models::qwen2_5_vl::sampling::Sampling;
-use crate::models::sampler::Sight;
+use crate::models::sampler::{Sampler, Sight};
 use crate::pipeline::{ShowKeyFrames, Step, StepReport};
 use crate::rl::footage::Footage;
 use crate::rl::gallery::{Gallery, Showing};
@@ -210,8 +210,7 @@ impl<'a> Chunk<'a> {
         }
         for Viewed { footage, .. } in &self.viewed {
             if !self.features.contains_key(&footage.id) {
-                let embeds = footage.features(models.clip()?)?;
-                let features = Features::new(embeds.flatten_all()?.to_vec1()?, embeds.dim(1)?)?;
+                let features = Features::of(&footage.features(models.clip()?)?)?;
                 self.features.insert(footage.id.clone(), features);
             }
         }
@@ -250,7 +249,9 @@ impl<'a> Chunk<'a> {
         }
         if let Some(looked) = self.looked(at, column) {
             scores.similarity = Some(looked.sight.similarity.to_vec2()?);
-            scores.logits = models.logits(column, &looked.sight)?;
+            if let Some(network) = models.network(column) {
+                network.score(&looked.sight, &mut scores)?;
+            }
         }
         select(strategy, &scores, k, Draw::Spread)
     }
@@ -289,14 +290,13 @@ impl Models {
         self.clip.as_ref().ok_or_else(missing)
     }
 
-    /// Logits of the frames, for a column that asks a network.
-    fn logits(&self, column: Column, sight: &Sight) -> Result<Option<Vec<f32>>> {
+    /// The network of a column that asks one.
+    fn network(&self, column: Column) -> Option<&Sampler> {
         let networks = match column.method.choosing.strategy() {
             Some(Strategy::Msjoe) => &self.samplers,
             Some(Strategy::Tspo) => &self.agents,
-            _ => return Ok(None),
+            _ => return None,
         };
-        let network = networks.get(column.seed as usize);
-        Ok(network.map(|network| network.forward(sight)?.to_vec1()).transpose()?)
+        networks.get(column.seed as usize)
     }
 }

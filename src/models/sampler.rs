@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor, Var};
 use super::temporal_agent::TemporalAgent;
 use super::unet1d::UNet1d;
 use crate::error::{Error, Result};
+use crate::select::{Features, Scores};
 use crate::similarity::similarity;
 
 /// What a sampler goes by: the queries and frames of one video in CLIP's space.
@@ -98,6 +99,27 @@ impl Sampler {
             Self::UNet1d(network) => network.forward(&sight.similarity),
             Self::TemporalAgent(agent) => agent.forward(&sight.frames, &sight.queries, &sight.similarity),
         }
+    }
+
+    /// How strongly frames drawn by it keep apart, see [`Scores::apart`].
+    pub fn apart(&self) -> f64 {
+        match self {
+            Self::UNet1d(network) => network.config().apart,
+            Self::TemporalAgent(_) => 0.0,
+        }
+    }
+
+    /// Fills in what a choice by its weights reads.
+    ///
+    /// # Errors
+    /// As [`Self::forward`] and [`Features::new`].
+    pub fn score(&self, sight: &Sight, scores: &mut Scores) -> Result<()> {
+        scores.logits = Some(self.forward(sight)?.to_vec1()?);
+        scores.apart = self.apart();
+        if scores.apart != 0.0 {
+            scores.features = Some(Features::of(&sight.frames)?);
+        }
+        Ok(())
     }
 
     /// As [`Self::forward`] for several videos or queries.

@@ -37,6 +37,18 @@ impl Linear {
         Ok(Self::new(vb.get((d_out, d_in), "weight")?, None))
     }
 
+    /// The same map for many rows at a time: on the CPU its weight is laid out as products read it, column by column, where it
+    /// is frozen.
+    ///
+    /// # Errors
+    /// As the tensor operations.
+    pub fn for_many_rows(mut self) -> Result<Self> {
+        if self.weight.device().is_cpu() && !self.weight.track_op() {
+            self.weight = self.weight.t()?.contiguous()?.t()?;
+        }
+        Ok(self)
+    }
+
     /// (out, in), without the adapter.
     pub fn weight(&self) -> &Tensor {
         &self.weight

@@ -3,6 +3,8 @@
 //! The products run on the stored slices: nothing is transposed into a copy, the bias is where the product starts from,
 //! and the backward computes the gradients that somebody asked for and no others.
 
+use std::ops::Range;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use gemm::{Parallelism, gemm};
@@ -23,7 +25,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !fused(x) {
         return linear_no_bias(x, weight)?.broadcast_add(bias);
     }
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
+    x.contiguous()?.apply_op3(&laid_out(weight)?, &bias.contiguous()?, Linear)
 }
 
 /// The composed twin of [`linear`].
@@ -41,7 +43,7 @@ pub fn linear_composed(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Ten
 pub fn linear_no_bias(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     check(x, weight)?;
     if fused(x) {
-        return x.contiguous()?.apply_op2(&weight.contiguous()?, LinearNoBias);
+        return x.contiguous()?.apply_op2(&laid_out(weight)?, LinearNoBias);
     }
     let y = linear_no_bias_composed(&x.detach(), &weight.detach())?;
     if !x.track_op() && !weight.track_op() {
@@ -76,7 +78,7 @@ pub fn linear_onto(base: &Tensor, x: &Tensor, weight: &Tensor, scale: f64) -> Re
     if !fused(x) {
         return base + (linear_no_bias(x, weight)? * scale)?;
     }
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &base.contiguous()?, LinearOnto { scale })
+    x.contiguous()?.apply_op3(&laid_out(weight)?, &base.contiguous()?, LinearOnto { scale })
 }
 
 /// The composed twin of [`linear_onto`].
@@ -99,28 +101,68 @@ fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// `weight` (N, K) with either axis dense, copied only where neither is.
+fn laid_out(weight: &Tensor) -> Result<Tensor> {
+    if weight.t()?.is_contiguous() { Ok(weight.clone()) } else { weight.contiguous() }
+}
+
 /// A matrix in memory: first value, (row, column) strides.
 type Operand<'a> = (&'a [f32], (usize, usize));
 
-/// `y (m, n) = keep * y + scale * a (m, k) b (k, n)`; `y` is row-major.
-fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, a: Operand, b: Operand, scale: f32) {
+/// What a product is added to.
+#[derive(Clone, Copy)]
+enum Onto<'a> {
+    Nothing,
+    /// What is there.
+    Itself,
+    /// A row (n,) that stands in every row.
+    Row(&'a [f32]),
+}
+
+impl Onto<'_> {
+    fn itself_if(keep: bool) -> Self {
+        if keep { Self::Itself } else { Self::Nothing }
+    }
+
+    /// Puts a row into `columns` of some rows of `y`, which have `n` columns each; whether `y` counts from here on.
+    ///
+    /// # Safety
+    /// The columns of `rows` lie in `y`, and nobody else reads or writes them.
+    unsafe fn begin(self, y: *mut f32, n: usize, rows: Range<usize>, columns: Range<usize>) -> bool {
+        if let Self::Row(row) = self {
+            for at in rows {
+                // SAFETY: the caller's promise; `row` has `n` values.
+                unsafe {
+                    let to = y.add(at * n + columns.start);
+                    to.copy_from_nonoverlapping(row[columns.clone()].as_ptr(), columns.len());
+                }
+            }
+        }
+        !matches!(self, Self::Nothing)
+    }
+}
+
+/// `y (m, n) = onto + scale * a (m, k) b (k, n)`; `y` is row-major.
+fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), onto: Onto, a: Operand, b: Operand, scale: f32) {
     let last = |rows: usize, columns: usize, (down, across): (usize, usize)| {
         (rows.max(1) - 1) * down + (columns.max(1) - 1) * across
     };
     if m * n == 0 {
         return;
     }
-    if k == 0 {
-        if !keep {
-            y.fill(0.0);
-        }
-        return;
-    }
     assert!(
-        y.len() >= m * n && a.0.len() > last(m, k, a.1) && b.0.len() > last(k, n, b.1),
+        y.len() >= m * n && (k == 0 || a.0.len() > last(m, k, a.1) && b.0.len() > last(k, n, b.1)),
         "product: out of bounds"
     );
-    if m < FEW && a.1 == (k, 1) && b.1 == (1, k) {
+    if k == 0 || m < FEW && a.1 == (k, 1) && b.1 == (1, k) {
+        // SAFETY: `y` holds `m * n` values and is borrowed exclusively.
+        let keep = unsafe { onto.begin(y.as_mut_ptr(), n, 0..m, 0..n) };
+        if k == 0 {
+            if !keep {
+                y.fill(0.0);
+            }
+            return;
+        }
         return few_rows(y, (m, n, k), keep, a.0, b.0, scale);
     }
     // Each thread computes a part of its own, cut along the longer side: `gemm` shares one product less well (LOG.md).
@@ -132,24 +174,26 @@ fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, a: Opera
     (0..side.div_ceil(step)).into_par_iter().for_each(|part| {
         let first = part * step;
         let length = step.min(side - first);
-        let (rows, columns) = if by_rows { ((first, length), (0, n)) } else { ((0, m), (first, length)) };
+        let part = first..first + length;
+        let (rows, columns) = if by_rows { (part, 0..n) } else { (0..m, part) };
         let stride = |s: usize| s as isize;
         let y: *mut f32 = { y }.0;
         // SAFETY: the assertion keeps every access inside the three buffers; `y` is borrowed exclusively, and no two
         // parts write the same value.
         unsafe {
+            let keep = onto.begin(y, n, rows.clone(), columns.clone());
             gemm(
-                rows.1,
-                columns.1,
+                rows.len(),
+                columns.len(),
                 k,
-                y.add(rows.0 * n + columns.0),
+                y.add(rows.start * n + columns.start),
                 1,
                 stride(n),
                 keep,
-                a.0.as_ptr().add(rows.0 * a.1.0),
+                a.0.as_ptr().add(rows.start * a.1.0),
                 stride(a.1.1),
                 stride(a.1.0),
-                b.0.as_ptr().add(columns.0 * b.1.1),
+                b.0.as_ptr().add(columns.start * b.1.1),
                 stride(b.1.1),
                 stride(b.1.0),
                 1.0,
@@ -173,9 +217,19 @@ struct Output(*mut f32);
 // SAFETY: see the only use.
 unsafe impl Sync for Output {}
 
-/// `y = keep * y + scale * x w^T` for `x` (m, k) and `w` (n, k).
-fn forward(y: &mut [f32], (m, n, k): (usize, usize, usize), keep: bool, x: &[f32], w: &[f32], scale: f32) {
-    product(y, (m, n, k), keep, (x, (k, 1)), (w, (1, k)), scale);
+/// `y = onto + scale * x w^T` for `x` (m, k) and [`transposed`] `w` (n, k).
+fn forward(y: &mut [f32], (m, n, k): (usize, usize, usize), onto: Onto, x: &[f32], w: Operand, scale: f32) {
+    product(y, (m, n, k), onto, (x, (k, 1)), w, scale);
+}
+
+/// `w^T` (k, n) of a weight (n, k) of which either axis is dense.
+fn transposed<'a>(w: &'a CpuStorage, layout: &Layout) -> Result<Operand<'a>> {
+    let (n, k) = layout.shape().dims2()?;
+    if layout.is_contiguous() || layout.stride() != [1, n] {
+        return Ok((f32_slice("linear", w, layout)?, (1, k)));
+    }
+    let start = layout.start_offset();
+    Ok((&w.as_slice::<f32>()?[start..start + n * k], (n, 1)))
 }
 
 /// A sum of products `scale * g w`, with `g` (M, N) and `w` (N, K): what reaches the input (M, K) of several maps.
@@ -192,8 +246,15 @@ impl InputGrad {
 
     pub(crate) fn add(&mut self, grad: &Tensor, weight: &Tensor, scale: f64) -> Result<()> {
         let ((m, k), (n, _)) = (self.shape, weight.dims2()?);
-        with_slices("linear", [grad, weight], |[g, w]| {
-            product(&mut self.values, (m, k, n), self.started, (g, (n, 1)), (w, (k, 1)), scale as f32);
+        with_slices("linear", [grad, &weight.contiguous()?], |[g, w]| {
+            product(
+                &mut self.values,
+                (m, k, n),
+                Onto::itself_if(self.started),
+                (g, (n, 1)),
+                (w, (k, 1)),
+                scale as f32,
+            );
             Ok(())
         })?;
         self.started = true;
@@ -209,7 +270,7 @@ impl InputGrad {
 pub(crate) fn weight_grad(x: &Tensor, grad: &Tensor, scale: f64, into: &mut [f32], keep: bool) -> Result<()> {
     let ((m, k), (_, n)) = (x.dims2()?, grad.dims2()?);
     with_slices("linear", [x, grad], |[x, g]| {
-        product(into, (n, k, m), keep, (g, (1, n)), (x, (k, 1)), scale as f32);
+        product(into, (n, k, m), Onto::itself_if(keep), (g, (1, n)), (x, (k, 1)), scale as f32);
         Ok(())
     })
 }
@@ -254,12 +315,10 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, w, b) =
-            (f32_slice("linear", x, lx)?, f32_slice("linear", w, lw)?, f32_slice("linear", b, lb)?);
+        let (x, w, b) = (f32_slice("linear", x, lx)?, transposed(w, lw)?, f32_slice("linear", b, lb)?);
         let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
-        let mut y = Vec::with_capacity(m * n);
-        (0..m).for_each(|_| y.extend_from_slice(b));
-        forward(&mut y, (m, n, k), true, x, w, 1.0);
+        let mut y = vec![0f32; m * n];
+        forward(&mut y, (m, n, k), Onto::Row(&b[..n]), x, w, 1.0);
         Ok((CpuStorage::F32(y), Shape::from((m, n))))
     }
 
@@ -296,10 +355,10 @@ impl CustomOp2 for LinearNoBias {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (f32_slice("linear", x, lx)?, f32_slice("linear", w, lw)?);
+        let (x, w) = (f32_slice("linear", x, lx)?, transposed(w, lw)?);
         let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
         let mut y = vec![0f32; m * n];
-        forward(&mut y, (m, n, k), false, x, w, 1.0);
+        forward(&mut y, (m, n, k), Onto::Nothing, x, w, 1.0);
         Ok((CpuStorage::F32(y), Shape::from((m, n))))
     }
 
@@ -332,10 +391,10 @@ impl CustomOp3 for LinearOnto {
         base: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (f32_slice("linear", x, lx)?, f32_slice("linear", w, lw)?);
+        let (x, w) = (f32_slice("linear", x, lx)?, transposed(w, lw)?);
         let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
         let mut y = f32_slice("linear", base, lb)?.to_vec();
-        forward(&mut y, (m, n, k), true, x, w, self.scale as f32);
+        forward(&mut y, (m, n, k), Onto::Itself, x, w, self.scale as f32);
         Ok((CpuStorage::F32(y), Shape::from((m, n))))
     }
 

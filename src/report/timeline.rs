@@ -73,7 +73,6 @@ fn rows(
 ) -> String {
     const CURSOR: &str = "<line class=\"cursor\" x1=\"0\" x2=\"0\" y1=\"0\" y2=\"1\"/></svg>";
     let mut out = String::new();
-    let shares: Vec<f64> = answered.frames.iter().map(|f| f.seconds / answered.duration.max(1e-9)).collect();
     for (at, row) in scores.iter().enumerate() {
         let query = answered.queries.get(at).map_or("", |query| query.trim());
         let _ = write!(
@@ -108,6 +107,11 @@ fn rows(
             stretches(&spans.collect::<Vec<_>>())
         );
     }
+    out + &times(answered)
+}
+
+/// The axis of time, and where the key frames lie on it.
+fn times(answered: &Answered) -> String {
     let mut ticks = String::new();
     for (value, text) in Axis::time(answered.duration.max(1e-3)).ticks {
         let place = value / answered.duration.max(1e-3);
@@ -121,20 +125,15 @@ fn rows(
         let _ = write!(ticks, "<span{edge} style=\"left:{}\">{text}</span>", percent(place));
     }
     let mut pins = String::new();
-    for share in shares {
-        let _ = write!(
-            pins,
-            "<line x1=\"{0}\" x2=\"{0}\" y1=\"0\" y2=\"100%\"/>",
-            percent(share.clamp(0.0, 1.0))
-        );
+    for frame in &answered.frames {
+        let share = (frame.seconds / answered.duration.max(1e-9)).clamp(0.0, 1.0);
+        let _ = write!(pins, "<line x1=\"{0}\" x2=\"{0}\" y1=\"0\" y2=\"100%\"/>", percent(share));
     }
-    let _ = write!(
-        out,
+    format!(
         "<div class=\"xticks time\" aria-hidden=\"true\">{ticks}</div><p class=\"rowname\"><b>Key frames</b> \
          <span>{} chosen, below in the order of time</span></p><svg class=\"pins\" aria-hidden=\"true\">{pins}</svg>",
         answered.frames.len()
-    );
-    out
+    )
 }
 
 /// One line per column: where its middle lies, a blank, what to say.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::advantage::{Baseline, Scale};
 use super::grpo::GrpoConfig;
 use super::plan::Plan;
-use super::reinforce::ReinforceConfig;
+use super::reinforce::{Probability, ReinforceConfig};
 use super::reward::RewardConfig;
 use crate::checkpoint::peft::Targets;
 use crate::error::{Error, Result};
@@ -250,6 +250,11 @@ impl EvolveConfig {
         }
         if self.sampler.learn && self.plan.choosing != super::plan::Choosing::Draw {
             return wrong("sampler.learn: key frames must be drawn (plan.choosing = \"draw\")".into());
+        }
+        let alone = self.sampler.reinforce.probability == Probability::Independent;
+        if alone && self.sampler.agent.is_none() && self.sampler.network.apart != 0.0 {
+            let text = "\"independent\" takes each frame for itself, which draws with sampler.network.apart above 0 do not";
+            return wrong(format!("sampler.reinforce.probability: {text}"));
         }
         if self.plan.temperature == 0.0 && learns {
             return wrong("plan.temperature: 0 gives equal generations, which teach nothing".into());

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::objective::check_settings;
 use super::tally::Tally;
 use crate::error::{Error, Result};
-use crate::select::{independent_log_prob, log_prob};
+use crate::select::{Apart, independent_log_prob, log_prob, log_prob_apart};
 
 /// How probable a draw is taken to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,8 @@ pub struct Drawn<'a> {
     pub picks: &'a [usize],
     /// What the draw was worth.
     pub advantage: f64,
+    /// What kept the frames apart, if anything did.
+    pub apart: Option<Apart<'a>>,
 }
 
 /// The loss of a micro-batch of draws.
@@ -56,7 +58,8 @@ pub struct ReinforceLoss {
 /// entropy bonus. The losses of all micro-batches of a step add up to the loss of one batch.
 ///
 /// # Errors
-/// No draws, a `total` below their number, an advantage that is not finite, picks that do not fit their logits.
+/// No draws, a `total` below their number, an advantage that is not finite, picks that do not fit their logits, independent
+/// probabilities of draws that keep apart.
 pub fn reinforce_loss(draws: &[Drawn], total: usize, config: &ReinforceConfig) -> Result<ReinforceLoss> {
     check_settings(&[("reinforce: entropy_bonus", config.entropy_bonus, f64::MIN..=f64::MAX)])?;
     let Some(first) = draws.first() else {
@@ -74,12 +77,15 @@ pub fn reinforce_loss(draws: &[Drawn], total: usize, config: &ReinforceConfig) -
             draws[at].advantage
         )));
     }
-    let probability = match config.probability {
-        Probability::PlackettLuce => log_prob,
-        Probability::Independent => independent_log_prob,
+    let log_prob_of = |draw: &Drawn| match (config.probability, draw.apart) {
+        (Probability::Independent, Some(_)) => Err(Error::Input(
+            "reinforce: draws whose frames keep apart have no independent probabilities".into(),
+        )),
+        (Probability::Independent, None) => independent_log_prob(draw.logits, draw.picks),
+        (Probability::PlackettLuce, None) => log_prob(draw.logits, draw.picks),
+        (Probability::PlackettLuce, Some(apart)) => log_prob_apart(draw.logits, apart, draw.picks),
     };
-    let log_probs =
-        draws.iter().map(|draw| probability(draw.logits, draw.picks)).collect::<Result<Vec<_>>>()?;
+    let log_probs = draws.iter().map(log_prob_of).collect::<Result<Vec<_>>>()?;
     let log_probs = Tensor::stack(&log_probs, 0)?;
     let advantages: Vec<f64> = draws.iter().map(|draw| draw.advantage).collect();
     let advantages = Tensor::new(advantages, first.logits.device())?.to_dtype(log_probs.dtype())?;

@@ -26,7 +26,7 @@ use crate::models::qwen2_5_vl::processor::Budget;
 use crate::models::qwen2_5_vl::sampling::Sampling;
 use crate::models::sampler::{Sampler, Sight};
 use crate::pipeline::ShowKeyFrames;
-use crate::select::{Draw, Scores, Selection, Strategy, select, uniform};
+use crate::select::{Draw, Features, Scores, Selection, Strategy, select, uniform};
 use crate::text::{Queries, query};
 
 /// The models of a rollout; none of them tracked.
@@ -257,27 +257,31 @@ impl Rollout<'_> {
                 sights.push(Sight::new(Tensor::stack(&rows, 0)?, frames)?);
             }
         }
-        let logits: Vec<Vec<f32>> = match self.plan.choosing {
-            Choosing::Draw | Choosing::Largest | Choosing::Spread => {
-                let sampler = self
-                    .policy
-                    .sampler
-                    .ok_or_else(|| Error::Input("rollout: drawing key frames needs a sampler".to_owned()))?;
-                let logits = sampler.forward_batch(&sights.iter().collect::<Vec<_>>())?;
-                logits.iter().map(|l| l.to_vec1()).collect::<candle_core::Result<_>>()?
-            }
-            _ => vec![],
+        let (mut logits, mut apart, mut features): (Vec<Vec<f32>>, _, _) = (vec![], 0.0, None);
+        if let Choosing::Draw | Choosing::Largest | Choosing::Spread = self.plan.choosing {
+            let missing = || Error::Input("rollout: drawing key frames needs a sampler".to_owned());
+            let sampler = self.policy.sampler.ok_or_else(missing)?;
+            let tensors = sampler.forward_batch(&sights.iter().collect::<Vec<_>>())?;
+            logits = tensors.iter().map(|l| l.to_vec1()).collect::<candle_core::Result<_>>()?;
+            apart = sampler.apart();
+            let keeps_apart = sights.first().filter(|_| apart != 0.0);
+            features = keeps_apart.map(|sight| Features::of(&sight.frames)).transpose()?;
+        }
+        let scores_of = |(at, sight): (usize, &Sight)| -> Result<Scores> {
+            Ok(Scores {
+                frames: task.footage.len(),
+                similarity: Some(sight.similarity.to_dtype(DType::F32)?.to_vec2()?),
+                logits: logits.get(at).cloned(),
+                apart,
+                features: features.clone(),
+                ..Scores::default()
+            })
         };
+        let scores = sights.iter().enumerate().map(scores_of).collect::<Result<Vec<_>>>()?;
         let mut looked = vec![];
         for (generation, queries) in group.into_iter().enumerate() {
             let at = matrices.get(&queries.queries).copied().unwrap_or_default();
-            let scores = Scores {
-                frames: task.footage.len(),
-                similarity: Some(sights[at].similarity.to_dtype(DType::F32)?.to_vec2()?),
-                logits: logits.get(at).cloned(),
-                ..Scores::default()
-            };
-            let selection = self.select(task, generation, &scores)?;
+            let selection = self.select(task, generation, &scores[at])?;
             looked.push(Looked { queries: Some(queries), sight: Some(sights[at].clone()), selection });
         }
         Ok(looked)

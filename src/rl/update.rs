@@ -18,6 +18,7 @@ use crate::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use crate::models::sampler::{Sampler, Sight};
 use crate::ops::log_prob::{TokenLogProbs, log_probs};
 use crate::optim::{Parameters, add_gradients};
+use crate::select::{Apart, Features};
 
 /// Gradients by parameter.
 pub type Gradients = BTreeMap<String, Tensor>;
@@ -240,12 +241,7 @@ fn batch_gradients(
         }
         _ => None,
     };
-    let old: Option<Vec<f32>> =
-        batch.iter().map(|one| one.old).collect::<Option<Vec<_>>>().map(|o| o.concat());
-    let old = old.map(|old| Tensor::new(old, &candle_core::Device::Cpu)).transpose()?;
-    let written: Vec<f32> =
-        batch.iter().flat_map(Weighed::turns).flat_map(|turn| turn.completion.log_probs.clone()).collect();
-
+    let old = old_log_probs(batch)?;
     let at = Instant::now();
     let mut outcome = None;
     let mut loss_of = |hidden: &Tensor| -> Result<Tensor> {
@@ -282,10 +278,18 @@ fn batch_gradients(
         tally.sum("time/log_probs", forward.duration_since(at).as_secs_f64());
         tally.time("time/backward", forward);
         if old.is_none() {
+            let turns = batch.iter().flat_map(Weighed::turns);
+            let written: Vec<f32> = turns.flat_map(|turn| turn.completion.log_probs.clone()).collect();
             difference(&log_probs.to_vec1()?, &written, tally);
         }
     }
     Ok(pupil.parameters.gradients(&store)?)
+}
+
+/// The log-probabilities before the first update of a step, `None` where there was none.
+fn old_log_probs(batch: &[Weighed]) -> Result<Option<Tensor>> {
+    let old = batch.iter().map(|one| one.old).collect::<Option<Vec<_>>>();
+    Ok(old.map(|old| Tensor::new(old.concat(), &candle_core::Device::Cpu)).transpose()?)
 }
 
 /// How far the log-probabilities of the rollout are from those of the trainer.
@@ -329,13 +333,17 @@ pub fn sampler_gradients(
     let chunks: Vec<_> = by_matrix.chunks(MATRICES).collect();
     let of_chunk = |matrices: &&[(&Sight, Vec<(&Trajectory, f64)>)], tally: &mut Tally| {
         let inputs: Vec<&Sight> = matrices.iter().map(|(sight, _)| *sight).collect();
-        let logits = sampler.forward_batch(&inputs)?;
-        let draws: Vec<Drawn> = (logits.iter().zip(*matrices))
-            .flat_map(|(logits, (_, draws))| {
+        let (logits, strength) = (sampler.forward_batch(&inputs)?, sampler.apart());
+        let keeps_apart = inputs.iter().filter(|_| strength != 0.0);
+        let features = keeps_apart.map(|sight| Features::of(&sight.frames)).collect::<Result<Vec<_>>>()?;
+        let draws: Vec<Drawn> = (logits.iter().zip(*matrices).enumerate())
+            .flat_map(|(at, (logits, (_, draws)))| {
+                let apart = features.get(at).map(|features| Apart { features, strength });
                 draws.iter().map(move |(trajectory, advantage)| Drawn {
                     logits,
                     picks: &trajectory.selection.draw_order,
                     advantage: *advantage,
+                    apart,
                 })
             })
             .collect();

@@ -98,7 +98,7 @@ pub fn weights(logits: &[f32]) -> Result<Vec<f32>> {
     Ok(logits.iter().map(|&logit| (f64::from(logit) - normaliser).exp() as f32).collect())
 }
 
-fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
+pub(super) fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
     let largest = values.clone().fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY {
         return largest;

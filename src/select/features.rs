@@ -1,5 +1,7 @@
 //! Frame embeddings on the host, for the methods that look at how frames resemble each other.
 
+use candle_core::{DType, Tensor};
+
 use crate::error::{Error, Result};
 
 /// Embeddings of the T candidate frames, (T, D), each brought to length 1; one of length 0 stays as it is.
@@ -29,6 +31,15 @@ impl Features {
             }
         }
         Ok(Self { width, values })
+    }
+
+    /// Embeddings (T, D), as [`crate::models::clip::Clip`] gives them.
+    ///
+    /// # Errors
+    /// A tensor of another rank; as [`Self::new`].
+    pub fn of(embeds: &Tensor) -> Result<Self> {
+        let (_, width) = embeds.dims2()?;
+        Self::new(embeds.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?, width)
     }
 
     /// T, the number of frames.

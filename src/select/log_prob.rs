@@ -6,7 +6,7 @@ use super::draw::check_picks;
 use crate::error::{Error, Result};
 
 // Stands for minus infinity: its exponential is 0 beside any logit, and differences of two stay finite.
-const EXCLUDED: f64 = -1e30;
+pub(super) const EXCLUDED: f64 = -1e30;
 
 /// Natural logarithm of the probability that [`super::draw`] returns exactly `picks`, in this order: the Plackett-Luce
 /// `sum_j [ z_(x_j) - logsumexp of z over the frames not drawn before step j ]`.
@@ -64,7 +64,7 @@ pub fn independent_log_prob(logits: &Tensor, picks: &[usize]) -> Result<Tensor> 
 }
 
 /// Logits (T,) in f32 or f64, those of minus infinity replaced by a number that stands for it.
-fn checked(logits: &Tensor, picks: &[usize]) -> Result<Tensor> {
+pub(super) fn checked(logits: &Tensor, picks: &[usize]) -> Result<Tensor> {
     let &[frames] = logits.dims() else {
         return Err(Error::Input(format!("log_prob: expected logits (T,), got {:?}", logits.dims())));
     };

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `uniform` | evenly spaced over the video | the number of frames |
 //! | `top-k` | the largest similarities, each frame at its best query | the similarity matrix |
-//! | `msjoe` | drawn by, or largest of, the sampler's distribution | the sampler's logits |
+//! | `msjoe` | drawn by, or spread over, the sampler's distribution; kept apart where the sampler says so | the sampler's logits, features to keep apart |
 //! | `tspo` | largest of, or drawn by, the temporal agent's distribution | the agent's logits |
 //! | `bolt` | at even steps of the mass under the similarity curve | the similarity matrix |
 //! | `aks` | the largest similarities of every part of an adaptively halved video | the similarity matrix |
@@ -23,6 +23,7 @@
 //! it works on host numbers, except [`log_prob`] and [`independent_log_prob`], which carry the gradient.
 
 mod aks;
+mod apart;
 mod bin_max;
 mod bolt;
 mod curve;
@@ -44,6 +45,7 @@ mod top_k;
 mod uniform;
 
 pub use aks::{Aks, aks};
+pub use apart::{Apart, MOST as MOST_APART, draw_apart, draw_apart_log_prob, log_prob_apart, take_apart};
 pub use bin_max::bin_max;
 pub use bolt::{Bolt, bolt, inverse_transform};
 pub use dpp::{Dpp, dpp, greedy_map};

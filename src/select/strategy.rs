@@ -8,6 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::aks::aks;
+use super::apart::{Apart, draw_apart, draw_apart_log_prob, take_apart};
 use super::bin_max::bin_max;
 use super::bolt::{bolt, mass};
 use super::curve::{ascending, unit};
@@ -157,7 +158,10 @@ pub struct Scores {
     pub similarity: Option<Vec<Vec<f32>>>,
     /// The sampler's logits (T,), before softmax; read by `msjoe` and `tspo`.
     pub logits: Option<Vec<f32>>,
-    /// Embeddings of the frames (T, D); read by `mdp3`, `dpp`, `maxinfo`, `qca`, and by `f2c` where they are given.
+    /// How strongly frames of `msjoe` keep apart, see [`super::draw_apart`]; reads the features where it is above 0, and leaves
+    /// [`Draw::TopK`] alone.
+    pub apart: f64,
+    /// Embeddings of the frames (T, D); read by `mdp3`, `dpp`, `maxinfo`, `qca`, by `msjoe` with [`Self::apart`], and by `f2c` where they are given.
     pub features: Option<Features>,
     /// Of the methods that are random by nature, `q-frame` and `focus`.
     pub seed: u64,
@@ -261,6 +265,17 @@ fn from_logits(strategy: Strategy, scores: &Scores, k: usize, how: Draw) -> Resu
     check(logits, k)?;
     let (draw_order, log_prob) = match how {
         Draw::TopK => (descending(logits, k)?, None),
+        _ if strategy == Strategy::Msjoe && scores.apart != 0.0 => {
+            let apart = Apart { features: features(strategy, scores)?, strength: scores.apart };
+            match how {
+                Draw::Gumbel { seed } => {
+                    let picks = draw_apart(logits, apart, k, &mut StdRng::seed_from_u64(seed))?;
+                    let log_prob = draw_apart_log_prob(logits, apart, &picks)?;
+                    (picks, Some(log_prob))
+                }
+                _ => (take_apart(logits, apart, k)?, None),
+            }
+        }
         Draw::Spread => (spread(logits, k)?, None),
         Draw::Gumbel { seed } => {
             let picks = draw(logits, k, &mut StdRng::seed_from_u64(seed))?;

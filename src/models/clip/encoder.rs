@@ -18,7 +18,7 @@ struct Attention {
 
 impl Attention {
     fn new(cfg: EncoderConfig, vb: VarBuilder) -> Result<Self> {
-        let linear = |name| Linear::load(cfg.hidden, cfg.hidden, vb.pp(name));
+        let linear = |name| Linear::load(cfg.hidden, cfg.hidden, vb.pp(name))?.for_many_rows();
         Ok(Self {
             q: linear("q_proj")?,
             k: linear("k_proj")?,
@@ -49,8 +49,8 @@ struct Mlp {
 impl Mlp {
     fn new(cfg: EncoderConfig, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            fc1: Linear::load(cfg.hidden, cfg.intermediate, vb.pp("fc1"))?,
-            fc2: Linear::load(cfg.intermediate, cfg.hidden, vb.pp("fc2"))?,
+            fc1: Linear::load(cfg.hidden, cfg.intermediate, vb.pp("fc1"))?.for_many_rows()?,
+            fc2: Linear::load(cfg.intermediate, cfg.hidden, vb.pp("fc2"))?.for_many_rows()?,
             activation: cfg.activation,
         })
     }

@@ -3,6 +3,8 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::select::MOST_APART;
+
 /// Sizes of [`super::UNet1d`]. The default has 2.1 M parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +26,9 @@ pub struct Config {
     /// ones see that a match is near. Ascending.
     #[serde(default = "windows")]
     pub windows: Vec<usize>,
+    /// How strongly the frames of a draw keep apart, in training and after it; see [`crate::select::draw_apart`]. 0 is the paper's draw.
+    #[serde(default)]
+    pub apart: f64,
 }
 
 fn eight() -> f64 {
@@ -43,18 +48,19 @@ impl Default for Config {
             kernel: 3,
             gain: eight(),
             windows: windows(),
+            apart: 0.0,
         }
     }
 }
 
 impl Config {
     /// Whether a network can be built: 1 to 8 levels of 1 to 1024 channels, groups that divide them, an odd kernel up to 31, a
-    /// gain up to 100, 1 to 8 ascending windows up to 1024.
+    /// gain up to 100, 1 to 8 ascending windows up to 1024, draws kept apart with a strength up to 100.
     ///
     /// # Errors
     /// Names the field, its value and what is allowed.
     pub fn check(&self) -> Result<()> {
-        let Self { channels, stem, groups, kernel, gain, windows } = self;
+        let Self { channels, stem, groups, kernel, gain, windows, apart } = self;
         if !(1..=8).contains(&channels.len()) || channels.iter().any(|c| !(1..=1024).contains(c)) {
             bail!("sampler config: channels must be 1 to 8 numbers from 1 to 1024, got {channels:?}")
         }
@@ -75,6 +81,9 @@ impl Config {
             || windows.iter().any(|window| *window > 1024)
         {
             bail!("sampler config: windows must be 1 to 8 ascending numbers up to 1024, got {windows:?}")
+        }
+        if !(0.0..=MOST_APART).contains(apart) {
+            bail!("sampler config: apart must be from 0 to {MOST_APART}, got {apart}")
         }
         Ok(())
     }
