@@ -462,17 +462,22 @@ fn contradictions_are_refused_before_the_first_step() {
         c.sampler.learn = false;
     };
     assert!(refused(&nothing).contains("nothing learns"));
-    let alone = |c: &mut EvolveConfig| {
-        c.sampler.network.apart = 1.0;
-        c.sampler.reinforce.probability = Probability::Independent;
-    };
-    assert!(refused(&alone).contains("takes each frame for itself"));
     assert!(refused(&|c| c.model.grpo.top_entropy = 0.5).contains("top_entropy"));
     assert!(refused(&|c| c.model.rate.max_grad_norm = 0.0).contains("model.rate.max_grad_norm"));
     assert!(refused(&|c| c.sampler.rate.adamw.beta2 = 1.0).contains("sampler.rate.adamw"));
     let adapters = |rank, targets: &str| Learn::Adapters { rank, alpha: 8.0, targets: Some(targets.into()) };
     assert!(refused(&|c| c.model.learn = adapters(0, "q_proj")).contains("rank: expected at least 1"));
     assert!(refused(&|c| c.model.learn = adapters(2, "(q_proj")).contains("no regular expression"));
+
+    let mut alone = config().sampler;
+    alone.reinforce.probability = Probability::Independent;
+    let network = |apart: f64| {
+        let network = unet1d::Config { apart, ..alone.network.clone() };
+        Sampler::from(unet1d::UNet1d::init(&network, 1, &Device::Cpu).unwrap())
+    };
+    alone.suits(&network(0.0)).unwrap();
+    assert!(alone.suits(&network(1.0)).unwrap_err().to_string().contains("takes each frame for itself"));
+    SamplerConfig { learn: false, ..alone.clone() }.suits(&network(1.0)).unwrap();
 
     let (dir, config) = setting();
     let none = Trainer::new(config.clone(), learner(dir.path(), &config), vec![]).err().unwrap().to_string();

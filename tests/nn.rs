@@ -110,7 +110,6 @@ fn affine_maps_equal_their_twins() {
     }
 }
 
-/// Only what learns has a gradient; the others' would stay in memory to the end of the pass. Every subset of operands.
 /// A weight that is laid out column by column: few rows and many, with and without bias, and what an adapter adds to.
 #[test]
 fn a_weight_laid_out_for_many_rows_is_the_same_map() {
@@ -140,6 +139,7 @@ fn a_weight_laid_out_for_many_rows_is_the_same_map() {
     assert!(map.weight().is_contiguous());
 }
 
+/// Only what learns has a gradient; the others' would stay in memory to the end of the pass. Every subset of operands.
 #[test]
 fn operations_keep_no_gradient_of_frozen_operands() {
     type Named<'a> = (&'a str, Vec<Tensor>, Op<'a>);

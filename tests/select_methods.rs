@@ -349,7 +349,7 @@ fn settings_out_of_range_are_refused() {
 // ---- time ----
 
 /// Seconds that this thread has computed (wall-clock time where the system does not say).
-fn seconds() -> f64 {
+pub fn seconds() -> f64 {
     static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
     let wall = START.elapsed().as_secs_f64();
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();

@@ -56,9 +56,6 @@ struct Args {
     json: bool,
 }
 
-/// Steps of the progress bar per row and seed.
-const PARTS: u64 = 1000;
-
 fn main() -> std::process::ExitCode {
     let args = Args::parse();
     cli::run(|| run(&args))
@@ -96,11 +93,16 @@ fn train_and_grade(work: &mut Work, rows: &[&'static Row]) -> Result<Vec<(&'stat
         rows.iter().flat_map(|row| seeds(row, work.scale.seeds).map(|s| (*row, s))).collect();
     let mut missing = 0;
     for (row, seed) in &jobs {
-        missing += u64::from(work.done(row, *seed, &counts(row))?.is_none());
+        let frames = counts(row);
+        if work.done(row, *seed, &frames)?.is_none() {
+            missing += work.load(row, *seed, &frames);
+        }
     }
-    let bar = ProgressBar::new(missing * PARTS);
-    bar.set_style(ProgressStyle::with_template("{bar:24} {percent} % of the rows, {eta} left; {msg}")?);
-    let mut trained = 0;
+    let bar = ProgressBar::new(missing);
+    bar.set_style(ProgressStyle::with_template(
+        "{bar:24} {percent} % of what is missing, {eta} left; {msg}",
+    )?);
+    let mut before = 0;
     if missing > 0 && rows.iter().any(|row| row.training != Training::None) {
         work.estimate_pass_rates(&mut |said, _| {
             bar.set_message(said.to_owned());
@@ -114,13 +116,13 @@ fn train_and_grade(work: &mut Work, rows: &[&'static Row]) -> Result<Vec<(&'stat
         let graded = match work.done(row, seed, &frames)? {
             Some(graded) => graded,
             None => {
-                let mut observe = |said: &str, share: f64| {
+                let mut observe = |said: &str, done: u64| {
                     bar.set_message(said.to_owned());
-                    bar.set_position(trained * PARTS + (share * PARTS as f64) as u64);
+                    bar.set_position(before + done);
                     stop.flow().is_continue()
                 };
                 let graded = work.run(row, seed, &frames, &mut observe)?;
-                trained += 1;
+                before += work.load(row, seed, &frames);
                 let grades = &graded.by_frames[&K];
                 let right = grades.right().iter().filter(|right| **right).count();
                 let line = format!(

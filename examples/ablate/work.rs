@@ -76,19 +76,18 @@ pub struct Point {
     pub sampler_entropy: f64,
 }
 
-/// Called with a word on what is done, and the share of the row that is; `false` interrupts.
-pub type Observe<'a> = &'a mut dyn FnMut(&str, f64) -> bool;
+/// Called with a word on what is done, and the work of the row that is, see [`Work::load`]; `false` interrupts.
+pub type Observe<'a> = &'a mut dyn FnMut(&str, u64) -> bool;
 
-/// Where a row is: trajectories trained on count twice as much as answers graded.
+/// Where a row is.
 struct Progress<'a> {
     observe: Observe<'a>,
     done: u64,
-    all: u64,
 }
 
 impl Progress<'_> {
     fn now(&mut self, said: &str, done: u64) -> bool {
-        (self.observe)(said, (self.done + done) as f64 / self.all.max(1) as f64)
+        (self.observe)(said, self.done + done)
     }
 }
 
@@ -132,7 +131,7 @@ impl Work {
             ..EvolveConfig::default()
         };
         let policy = Policy { chat: &self.chat, clip: None, sampler: None };
-        let mut progress = |done, of| observe(&format!("pass rates {done}/{of}"), 0.0);
+        let mut progress = |done, of| observe(&format!("pass rates {done}/{of}"), 0);
         pass_rates(policy, &mut self.train, &config, self.scale.pass_rate_rollouts, &mut progress)?;
         let rates: BTreeMap<&str, Option<f32>> =
             self.train.iter().map(|task| (&*task.id, task.pass_rate)).collect();
@@ -144,24 +143,28 @@ impl Work {
         read(&self.row_path(row, seed, frames)?)
     }
 
+    /// The work of a row: answers graded, and trajectories trained on twice.
+    pub fn load(&self, row: &Row, seed: u64, frames: &[usize]) -> u64 {
+        let stages = stages(row, &self.scale, seed);
+        let training: u64 = stages.iter().map(|config| config.steps * weight(config)).sum();
+        training + (frames.len() * self.test.len()) as u64
+    }
+
+    /// Where the sampler of a first stage is kept for other rows.
+    fn stored(&self, config: &EvolveConfig) -> Result<PathBuf> {
+        Ok(self.path("sampler", &toml::to_string(config)?).with_extension("safetensors"))
+    }
+
     /// Trains and grades a row.
     pub fn run(&self, row: &Row, seed: u64, frames: &[usize], observe: Observe) -> Result<Graded> {
         let start = std::time::Instant::now();
         let stages = stages(row, &self.scale, seed);
-        let stored = |config| -> Result<PathBuf> {
-            Ok(self.path("sampler", &toml::to_string(config)?).with_extension("safetensors"))
-        };
-        let kept = |number: usize, stored: &Path| number == 0 && stages.len() == 2 && stored.is_file();
-        let mut all = (frames.len() * self.test.len()) as u64;
-        for (number, config) in stages.iter().enumerate() {
-            all += if kept(number, &stored(config)?) { 0 } else { config.steps * weight(config) };
-        }
-        let mut progress = Progress { observe, done: 0, all };
+        let mut progress = Progress { observe, done: 0 };
         let mut trained: Option<Learner> = None;
         let mut curve = vec![];
         for (number, config) in stages.iter().enumerate() {
-            let stored = stored(config)?;
-            let kept = kept(number, &stored);
+            let stored = self.stored(config)?;
+            let kept = number == 0 && stages.len() == 2 && stored.is_file();
             let sampler = match &trained {
                 Some(learner) => learner.sampler.clone(),
                 None if kept => Sampler::load(&stored, &Device::Cpu)?,
@@ -169,6 +172,7 @@ impl Work {
             };
             let learner = self.learner(sampler, config)?;
             if kept {
+                progress.done += config.steps * weight(config);
                 trained = Some(learner);
                 continue;
             }

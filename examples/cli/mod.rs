@@ -45,7 +45,7 @@ pub struct Ask {
     /// A visual query of your own instead of the model's; repeat for more
     #[arg(long = "query")]
     pub queries: Vec<String>,
-    /// Draw the key frames at random with this seed; without it they are spread over the weights. q-frame and focus draw
+    /// Draw the key frames at random with this seed; without it they are spread over the weights, or taken one by one where the sampler keeps them apart. q-frame and focus draw
     /// in any case, without it with seed 0
     #[arg(long)]
     pub seed: Option<u64>,

@@ -97,7 +97,7 @@ fn reinforce(device: &Device, file: &Path, matrix: &Tensor) -> Result<Stepped> {
     let sampler = UNet1d::new(loaded.config(), parameters.builder(DType::F32, device))?;
     let logits = sampler.forward(&matrix.to_device(device)?)?;
     let picks = [[3, 77, 150], [199, 0, 42]];
-    let draw = |(picks, advantage)| Drawn { logits: &logits, picks, advantage };
+    let draw = |(picks, advantage)| Drawn { logits: &logits, picks, advantage, apart: None };
     let draws: Vec<Drawn> = picks.iter().map(|p| p.as_slice()).zip([1.0, -0.5]).map(draw).collect();
     let loss = reinforce_loss(&draws, draws.len(), &ReinforceConfig::default())?.loss;
     stepped(loss, &parameters).context("step of the sampler")

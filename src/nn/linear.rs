@@ -38,7 +38,7 @@ impl Linear {
     }
 
     /// The same map for many rows at a time: on the CPU its weight is laid out as products read it, column by column, where it
-    /// is frozen.
+    /// is frozen: a copy then, which follows no optimizer.
     ///
     /// # Errors
     /// As the tensor operations.

@@ -144,31 +144,27 @@ impl Onto<'_> {
 
 /// `y (m, n) = onto + scale * a (m, k) b (k, n)`; `y` is row-major.
 fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), onto: Onto, a: Operand, b: Operand, scale: f32) {
-    let last = |rows: usize, columns: usize, (down, across): (usize, usize)| {
-        (rows.max(1) - 1) * down + (columns.max(1) - 1) * across
-    };
     if m * n == 0 {
         return;
     }
+    let last = |rows: usize, columns: usize, (down, across)| (rows - 1) * down + (columns - 1) * across;
     assert!(
         y.len() >= m * n && (k == 0 || a.0.len() > last(m, k, a.1) && b.0.len() > last(k, n, b.1)),
         "product: out of bounds"
     );
-    if k == 0 || m < FEW && a.1 == (k, 1) && b.1 == (1, k) {
+    let few = m < FEW && a.1 == (k, 1) && b.1 == (1, k);
+    if k == 0 || few {
         // SAFETY: `y` holds `m * n` values and is borrowed exclusively.
         let keep = unsafe { onto.begin(y.as_mut_ptr(), n, 0..m, 0..n) };
-        if k == 0 {
-            if !keep {
-                y.fill(0.0);
-            }
-            return;
-        }
-        return few_rows(y, (m, n, k), keep, a.0, b.0, scale);
+        return match k {
+            0 if keep => {}
+            0 => y.fill(0.0),
+            _ => few_rows(y, (m, n, k), keep, a.0, b.0, scale),
+        };
     }
-    // Each thread computes a part of its own, cut along the longer side: `gemm` shares one product less well (LOG.md).
+    // Each thread computes a part of its own: `gemm` shares one product less well (LOG.md).
     let threads = rayon::current_num_threads();
-    let (side, by_rows) = if m > n { (m, true) } else { (n, false) };
-    let step = side.div_ceil(threads).next_multiple_of(PART);
+    let (side, step, by_rows) = cut(m, n, threads);
     let whole = if side <= step { Parallelism::Rayon(threads) } else { Parallelism::None };
     let y = Output(y.as_mut_ptr());
     (0..side.div_ceil(step)).into_par_iter().for_each(|part| {
@@ -209,6 +205,20 @@ fn product(y: &mut [f32], (m, n, k): (usize, usize, usize), onto: Onto, a: Opera
 
 /// Rows or columns that a thread computes by itself, at least.
 const PART: usize = 64;
+/// Parts are multiples of these, which `gemm` computes at a time, or of which that is a multiple.
+const ROWS: usize = 12;
+const COLUMNS: usize = 64;
+
+/// How `threads` share a product of (m, n): the side that is cut, how much of it is a part, and whether that is rows. The longer side,
+/// unless its parts are less even.
+fn cut(m: usize, n: usize, threads: usize) -> (usize, usize, bool) {
+    let step = |side: usize, grain: usize| side.div_ceil(threads).max(PART).next_multiple_of(grain);
+    let (rows, columns) = (step(m, ROWS), step(n, COLUMNS));
+    // The largest part's share of the work.
+    let (of_rows, of_columns) = (rows as f64 / m as f64, columns as f64 / n as f64);
+    let by_rows = if m > n { of_rows <= 1.02 * of_columns } else { of_columns > 1.02 * of_rows };
+    if by_rows { (m, rows, true) } else { (n, columns, false) }
+}
 
 /// Where a product goes, shared by the threads that write parts of their own.
 #[derive(Clone, Copy)]
@@ -246,15 +256,14 @@ impl InputGrad {
 
     pub(crate) fn add(&mut self, grad: &Tensor, weight: &Tensor, scale: f64) -> Result<()> {
         let ((m, k), (n, _)) = (self.shape, weight.dims2()?);
-        with_slices("linear", [grad, &weight.contiguous()?], |[g, w]| {
-            product(
-                &mut self.values,
-                (m, k, n),
-                Onto::itself_if(self.started),
-                (g, (n, 1)),
-                (w, (k, 1)),
-                scale as f32,
-            );
+        let turned = weight.t()?;
+        let (dense, strides) = match turned.is_contiguous() {
+            true => (turned, (1, n)),
+            false => (weight.contiguous()?, (k, 1)),
+        };
+        with_slices("linear", [grad, &dense], |[g, w]| {
+            let onto = Onto::itself_if(self.started);
+            product(&mut self.values, (m, k, n), onto, (g, (n, 1)), (w, strides), scale as f32);
             Ok(())
         })?;
         self.started = true;

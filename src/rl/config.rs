@@ -94,7 +94,7 @@ pub struct SamplerConfig {
     pub reinforce: ReinforceConfig,
     /// Learning rate and its course.
     pub rate: Rate,
-    /// Size of a U-Net that starts from scratch.
+    /// Size of a U-Net that starts from scratch, and its draws; one from a file keeps its own.
     pub network: unet1d::Config,
     /// Start with a temporal agent of these settings in its place.
     pub agent: Option<temporal_agent::Config>,
@@ -187,6 +187,22 @@ impl Default for SamplerConfig {
 }
 
 impl SamplerConfig {
+    /// Refuses a sampler that cannot learn by these settings.
+    ///
+    /// # Errors
+    /// Independent probabilities for a sampler whose draws keep apart.
+    pub fn suits(&self, sampler: &Sampler) -> Result<()> {
+        let alone = self.reinforce.probability == Probability::Independent;
+        if self.learn && alone && sampler.apart() != 0.0 {
+            let text = "\"independent\" takes each frame for itself, which this sampler's draws do not";
+            return Err(Error::Input(format!(
+                "config: sampler.reinforce.probability: {text} (apart {})",
+                sampler.apart()
+            )));
+        }
+        Ok(())
+    }
+
     /// A sampler that starts from scratch, over CLIP features of `width`.
     ///
     /// # Errors
@@ -250,11 +266,6 @@ impl EvolveConfig {
         }
         if self.sampler.learn && self.plan.choosing != super::plan::Choosing::Draw {
             return wrong("sampler.learn: key frames must be drawn (plan.choosing = \"draw\")".into());
-        }
-        let alone = self.sampler.reinforce.probability == Probability::Independent;
-        if alone && self.sampler.agent.is_none() && self.sampler.network.apart != 0.0 {
-            let text = "\"independent\" takes each frame for itself, which draws with sampler.network.apart above 0 do not";
-            return wrong(format!("sampler.reinforce.probability: {text}"));
         }
         if self.plan.temperature == 0.0 && learns {
             return wrong("plan.temperature: 0 gives equal generations, which teach nothing".into());

@@ -292,6 +292,7 @@ impl Evolution {
             }
         };
         sampler.check(clip.config().projection_dim)?;
+        settings.evolve.sampler.suits(&sampler)?;
         let (mut train, validation) = questions(&settings, &clip, observe)?;
         let learner = Learner::new(chat, &Checkpoint::open(mllm)?, clip, sampler, &settings.evolve)?;
         if settings.evolve.sampler.learn && settings.evolve.sampler.worth == Worth::Difficulty {

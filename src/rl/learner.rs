@@ -72,6 +72,7 @@ impl Learner {
         sampler: Sampler,
         config: &EvolveConfig,
     ) -> Result<Self> {
+        config.sampler.suits(&sampler)?;
         let language = match &config.model.learn {
             Learn::Nothing => None,
             Learn::Everything => Some(tutored(&mut chat, weights, config)?),

@@ -23,7 +23,8 @@ pub enum Choosing {
     Draw,
     /// The sampler's K largest weights.
     Largest,
-    /// Spread over the sampler's distribution, see [`crate::select::spread`].
+    /// Spread over the sampler's distribution, see [`crate::select::spread`]; where its draws keep apart, the most probable next
+    /// frame again and again, see [`crate::select::take_apart`].
     Spread,
     /// The K frames most similar to any query.
     TopK,

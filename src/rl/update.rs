@@ -265,10 +265,9 @@ fn batch_gradients(
             .backward_checkpointed(input, |hidden| loss_of(hidden).map_err(candle_core::Error::wrap))?
     } else {
         let loss = loss_of(&pupil.model.hidden_packed(input)?)?;
-        let store = loss.backward()?;
-        (loss, store)
+        (loss.clone(), loss.backward()?)
     };
-    let loss = f64::from(loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
+    let loss: f64 = loss.to_dtype(candle_core::DType::F64)?.to_scalar()?;
     if !loss.is_finite() {
         return Err(Error::Input(format!("the loss of the language model is {loss}")));
     }
@@ -278,9 +277,7 @@ fn batch_gradients(
         tally.sum("time/log_probs", forward.duration_since(at).as_secs_f64());
         tally.time("time/backward", forward);
         if old.is_none() {
-            let turns = batch.iter().flat_map(Weighed::turns);
-            let written: Vec<f32> = turns.flat_map(|turn| turn.completion.log_probs.clone()).collect();
-            difference(&log_probs.to_vec1()?, &written, tally);
+            difference(&log_probs.to_vec1()?, batch, tally);
         }
     }
     Ok(pupil.parameters.gradients(&store)?)
@@ -293,7 +290,8 @@ fn old_log_probs(batch: &[Weighed]) -> Result<Option<Tensor>> {
 }
 
 /// How far the log-probabilities of the rollout are from those of the trainer.
-fn difference(trained: &[f32], written: &[f32], tally: &mut Tally) {
+fn difference(trained: &[f32], batch: &[Weighed], tally: &mut Tally) {
+    let written = batch.iter().flat_map(Weighed::turns).flat_map(|turn| &turn.completion.log_probs);
     for (a, b) in trained.iter().zip(written) {
         let difference = f64::from((a - b).abs());
         tally.mean("sampling/sampling_logp_difference/mean", difference, 1.0);

@@ -4,7 +4,7 @@
 //! (at length 1) from the span of those taken before. A strength of 0 is [`super::draw`]; at 1, the products of the factors are the
 //! determinants that [`super::dpp`] makes large. Ours: the paper's draw (arXiv 2602.22932) knows no such factor.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use rand::Rng;
 use rand::distr::Open01;
 use rand::rngs::StdRng;
@@ -134,7 +134,6 @@ pub fn log_prob_apart(logits: &Tensor, apart: Apart, picks: &[usize]) -> Result<
     let picked = (logits.index_select(&Tensor::new(indices, device)?, 0)? + tensor(of_picks)?)?;
     let offsets = tensor(offsets.concat())?.reshape((picks.len(), frames))?;
     let normalisers = logits.unsqueeze(0)?.broadcast_add(&offsets)?.log_sum_exp(1)?;
-    debug_assert!(matches!(picked.dtype(), DType::F32 | DType::F64));
     Ok((picked - normalisers)?.sum_all()?)
 }
 
@@ -149,7 +148,9 @@ struct Rest<'a> {
 
 impl<'a> Rest<'a> {
     fn new(features: &'a Features) -> Self {
-        Self { features, squared: vec![1.0; features.len()], basis: vec![] }
+        // An embedding of length 0 shows nothing.
+        let squared = features.rows().map(|row| if dot(row, row) > 0.0 { 1.0 } else { 0.0 }).collect();
+        Self { features, squared, basis: vec![] }
     }
 
     fn take(&mut self, frame: usize) {

@@ -20,7 +20,7 @@
 //! [`select`] is the one interface; the functions behind it are public too, and each method's module says where it differs from
 //! the published code. They hold the same rules: frames in range, ascending, none twice, as many as asked for (all where there
 //! are no more) unless the table says otherwise; ties decided the same way every time; a score that is NaN is an error. All of
-//! it works on host numbers, except [`log_prob`] and [`independent_log_prob`], which carry the gradient.
+//! it works on host numbers, except [`log_prob`], [`log_prob_apart`] and [`independent_log_prob`], which carry the gradient.
 
 mod aks;
 mod apart;

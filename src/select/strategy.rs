@@ -112,7 +112,8 @@ impl Strategy {
         matches!(self, Self::Msjoe | Self::Tspo)
     }
 
-    /// Whether the choice goes by how frames resemble each other, [`Scores::features`].
+    /// Whether the choice always goes by how frames resemble each other, [`Scores::features`]; `msjoe` does with
+    /// [`Scores::apart`] above 0.
     pub fn reads_features(self) -> bool {
         matches!(self, Self::Mdp3 | Self::Dpp | Self::MaxInfo | Self::Qca | Self::F2c)
     }
@@ -139,7 +140,8 @@ impl FromStr for Strategy {
 pub enum Draw {
     /// The K frames of largest weight: no randomness.
     TopK,
-    /// K frames in proportion to their weights: no randomness; see [`super::spread`].
+    /// K frames in proportion to their weights: no randomness; see [`super::spread`], and [`super::take_apart`] where
+    /// [`Scores::apart`] is above 0.
     Spread,
     /// K frames drawn without replacement.
     Gumbel {
@@ -175,12 +177,13 @@ pub struct Selection {
     /// The K frames, ascending. `maxinfo` may give fewer, and with [`Resolution::Adaptive`] `q-frame` and `f2c` give more
     /// and smaller ones.
     pub frames: Vec<usize>,
-    /// The distribution over all T candidates that the choice went by, summing to 1. `msjoe` and `tspo`: softmax of the logits;
+    /// The distribution over all T candidates that the choice went by, summing to 1. `msjoe` and `tspo`: softmax of the logits
+    /// (where frames keep apart, that of the first one taken);
     /// `uniform` and `maxinfo`: 1 / T; `bolt`: its curve; `q-frame`: what it draws from; the others, as `top-k`: softmax
     /// of 100 times (CLIP's scale) each frame's best similarity.
     pub weights: Vec<f32>,
     /// The frames in the order in which they were taken: as drawn, by falling score (`top-k`), by falling gain (`dpp`), or
-    /// ascending (also for [`Draw::Spread`]).
+    /// ascending (also for [`Draw::Spread`], unless frames keep apart).
     pub draw_order: Vec<usize>,
     /// Log-probability of `draw_order`; only for a random draw (`msjoe`, `tspo`, `q-frame`).
     pub log_prob: Option<f64>,

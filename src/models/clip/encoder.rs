@@ -18,7 +18,7 @@ struct Attention {
 
 impl Attention {
     fn new(cfg: EncoderConfig, vb: VarBuilder) -> Result<Self> {
-        let linear = |name| Linear::load(cfg.hidden, cfg.hidden, vb.pp(name))?.for_many_rows();
+        let linear = |name| Linear::load(cfg.hidden, cfg.hidden, vb.pp(name));
         Ok(Self {
             q: linear("q_proj")?,
             k: linear("k_proj")?,
@@ -49,8 +49,8 @@ struct Mlp {
 impl Mlp {
     fn new(cfg: EncoderConfig, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            fc1: Linear::load(cfg.hidden, cfg.intermediate, vb.pp("fc1"))?.for_many_rows()?,
-            fc2: Linear::load(cfg.intermediate, cfg.hidden, vb.pp("fc2"))?.for_many_rows()?,
+            fc1: Linear::load(cfg.hidden, cfg.intermediate, vb.pp("fc1"))?,
+            fc2: Linear::load(cfg.intermediate, cfg.hidden, vb.pp("fc2"))?,
             activation: cfg.activation,
         })
     }
@@ -78,6 +78,16 @@ impl Layer {
         })
     }
 
+    fn for_many_rows(mut self, last: bool) -> Result<Self> {
+        let Attention { q, k, v, out, heads } = self.self_attn;
+        let turn = |linear: Linear, few: bool| if few { Ok(linear) } else { linear.for_many_rows() };
+        let (q, k, v) = (turn(q, false)?, turn(k, false)?, turn(v, false)?);
+        self.self_attn = Attention { q, k, v, out: turn(out, last)?, heads };
+        self.mlp.fc1 = turn(self.mlp.fc1, last)?;
+        self.mlp.fc2 = turn(self.mlp.fc2, last)?;
+        Ok(self)
+    }
+
     /// `xs` (L, D) -> (L, D), or (R, D) when only the R rows `keep` are wanted.
     fn forward(&self, xs: &Tensor, segments: &Segments, mask: Mask, keep: Option<&Tensor>) -> Result<Tensor> {
         let mixed = self.self_attn.mix(&self.layer_norm1.forward(xs)?, segments, mask)?;
@@ -101,6 +111,13 @@ impl Encoder {
         let vb = vb.pp("layers");
         let layers = (0..cfg.layers).map(|i| Layer::new(cfg, vb.pp(i))).collect::<Result<_>>()?;
         Ok(Self { layers })
+    }
+
+    /// The same encoder for many rows at a time. Behind the last attention only the pooled ones are left: those weights stay.
+    pub fn for_many_rows(self) -> Result<Self> {
+        let last = self.layers.len() - 1;
+        let turn = |(i, layer): (usize, Layer)| layer.for_many_rows(i == last);
+        Ok(Self { layers: self.layers.into_iter().enumerate().map(turn).collect::<Result<_>>()? })
     }
 
     /// Hidden states (R, D) of the R pooled rows of `xs` (L, D). Behind the last attention the other rows

@@ -225,7 +225,8 @@ impl Clip {
         (IMAGE_TOKENS / tokens).max(1)
     }
 
-    /// The same CLIP over other tensors of the same names and shapes.
+    /// The same CLIP over other tensors of the same names and shapes; on the CPU it copies those of the image tower that are not
+    /// tracked.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.

@@ -42,7 +42,7 @@ impl VisionModel {
             class_embedding: embeddings.get(d, "class_embedding")?,
             position_embedding: embeddings.get((patches + 1, d), "position_embedding.weight")?,
             pre_layrnorm: LayerNorm::load(d, cfg.layer_norm_eps, vb.pp("pre_layrnorm"))?,
-            encoder: Encoder::new(EncoderConfig::from(cfg), vb.pp("encoder"))?,
+            encoder: Encoder::new(EncoderConfig::from(cfg), vb.pp("encoder"))?.for_many_rows()?,
             post_layernorm: LayerNorm::load(d, cfg.layer_norm_eps, vb.pp("post_layernorm"))?,
             projection,
         })
