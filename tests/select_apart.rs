@@ -43,10 +43,8 @@ fn distance(features: &Features, taken: &[usize], i: usize) -> f64 {
             determinant *= m[c][c];
             for r in c + 1..n {
                 let factor = m[r][c] / m[c][c];
-                for at in c..n {
-                    let above = m[c][at];
-                    m[r][at] -= factor * above;
-                }
+                let above = m[c].clone();
+                m[r].iter_mut().zip(above).for_each(|(x, above)| *x -= factor * above);
             }
         }
         determinant
