@@ -110,7 +110,11 @@ fn every_kind_of_page_renders_in_silence() {
         return left_out(&format!("report pages in a browser: none of {} is there", NAMES.join(", ")));
     };
     let [asked, trained, graded] = hostile();
+    let [answer, evolution, methods] = shown_pages().map(|path| std::fs::read_to_string(path).unwrap());
     let pages = [
+        ("the README's answer", answer, vec!["Key frames", "green star"]),
+        ("the README's run", evolution, vec!["Reward and its parts"]),
+        ("the README's evaluation", methods, vec!["mdp3"]),
         (
             "an answer",
             answered(600, 3, 8).html(),
@@ -174,27 +178,8 @@ fn every_look_fits_its_window() {
 }
 
 /// The pages that the README shows.
-fn shown_pages() -> Vec<PathBuf> {
+fn shown_pages() -> [PathBuf; 3] {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/reports");
     let names = ["answer.html", "evolution.html", "methods.html"];
-    names.map(|name| folder.join(name)).to_vec()
-}
-
-#[test]
-fn the_pages_that_the_readme_shows_are_whole() {
-    let pages = shown_pages().into_iter().map(|path| std::fs::read_to_string(&path).unwrap());
-    let [answer, evolution, methods]: [String; 3] = pages.collect::<Vec<_>>().try_into().unwrap();
-    for (page, said) in [(&answer, "Key frames"), (&evolution, "Reward and its parts"), (&methods, "mdp3")] {
-        assert!(
-            page.len() < 3 << 20 && page.contains(said) && page.trim_end().ends_with("</html>"),
-            "{said}"
-        );
-    }
-    let Some(program) = chromium() else {
-        return left_out("the pages of the README in a browser");
-    };
-    for page in [answer, evolution, methods] {
-        let opened = open(&program, &page);
-        assert_eq!((opened.console.len(), opened.requests.len()), (0, 0), "{:?}", opened.console);
-    }
+    names.map(|name| folder.join(name))
 }

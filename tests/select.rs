@@ -19,7 +19,7 @@ fn rng(seed: u64) -> StdRng {
 }
 
 /// Every ordered draw of `k` from `n`.
-fn ordered(n: usize, k: usize) -> Vec<Vec<usize>> {
+pub fn ordered(n: usize, k: usize) -> Vec<Vec<usize>> {
     let longer = |picks: Vec<usize>| {
         let open: Vec<usize> = (0..n).filter(|i| !picks.contains(i)).collect();
         open.into_iter().map(move |i| [picks.as_slice(), &[i]].concat())

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::gradcheck::gradcheck;
+use crate::select::ordered;
 use crate::select_methods::seconds;
 
 const LOGITS: [f64; 5] = [0.3, -1.2, 2.0, 0.0, 0.9];
@@ -22,14 +23,6 @@ fn features() -> Features {
 
 fn logits() -> Vec<f32> {
     LOGITS.map(|z| z as f32).to_vec()
-}
-
-fn ordered(n: usize, k: usize) -> Vec<Vec<usize>> {
-    let longer = |picks: Vec<usize>| {
-        let open: Vec<usize> = (0..n).filter(|i| !picks.contains(i)).collect();
-        open.into_iter().map(move |i| [picks.as_slice(), &[i]].concat())
-    };
-    (0..k).fold(vec![Vec::new()], |draws, _| draws.into_iter().flat_map(longer).collect())
 }
 
 /// Squared distance of frame `i` from the span of `taken`: a ratio of two Gram determinants.
