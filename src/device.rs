@@ -28,9 +28,24 @@ fn cuda(ordinal: usize) -> candle_core::Result<Device> {
     Ok(device)
 }
 
+#[cfg(feature = "cuda")]
+fn cuda_memory(device: &Device) -> Option<u64> {
+    crate::ops::cuda::device::free_memory(device).ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_memory(_device: &Device) -> Option<u64> {
+    None
+}
+
 #[cfg(not(feature = "cuda"))]
 fn cuda(_ordinal: usize) -> candle_core::Result<Device> {
     candle_core::bail!("this program was built without CUDA; build it with --features cuda")
+}
+
+/// Free memory of a CUDA device in bytes; `None` for another device, or when the driver does not say.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    if device.is_cuda() { cuda_memory(device) } else { None }
 }
 
 /// Parses `f32`, `bf16` or `f16`; `auto` is f32 on the CPU (half-precision products are far slower there) and bf16

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::ops::attention::has_kernels;
+use crate::ops::has_kernels;
 use crate::ops::similarity::{self as pairs, Pair};
 
 /// Cosine similarity of every query with every frame: `queries` (Q, D), `frames` (T, D) -> (Q, T) in [-1, 1].

@@ -124,7 +124,11 @@ fn tasks() -> Vec<Task> {
 }
 
 fn learner(dir: &Path, config: &EvolveConfig) -> Learner {
-    let chat = Qwen2_5VlChat::load(dir.join("mllm"), DType::F32, &Device::Cpu).unwrap();
+    learner_of(dir, config, DType::F32)
+}
+
+fn learner_of(dir: &Path, config: &EvolveConfig, dtype: DType) -> Learner {
+    let chat = Qwen2_5VlChat::load(dir.join("mllm"), dtype, &Device::Cpu).unwrap();
     let clip = Clip::load(&dir.join("clip"), DType::F32, &Device::Cpu).unwrap();
     let sampler = config.sampler.fresh(8, 1, &Device::Cpu).unwrap();
     let weights = Checkpoint::open(dir.join("mllm")).unwrap();
@@ -411,15 +415,53 @@ fn adapters_learn_over_a_frozen_base_and_are_peft_files() {
     assert_eq!(values(&now), base, "the base is untouched");
 }
 
+/// The way that training takes on a device: a base in half precision, f32 adapters, every operation a node of the graph.
+#[test]
+fn adapters_learn_over_a_base_in_half_precision() {
+    let (dir, mut config) = setting();
+    config.model.learn = Learn::Adapters { rank: 4, alpha: 8.0, targets: None };
+    config.questions = 8;
+    let mut steps = [DType::F32, DType::BF16].map(|dtype| {
+        let mut trainer =
+            Trainer::new(config.clone(), learner_of(dir.path(), &config, dtype), tasks()).unwrap();
+        let before = values(&trainer.learner.files().unwrap()["adapter_model"]);
+        let tally = trainer.step().unwrap();
+        let after = values(&trainer.learner.files().unwrap()["adapter_model"]);
+        // Of fresh factors the second ones alone move, since they are zero.
+        let moved = |name: &&String| name.contains("lora_B") && before[*name] != after[*name];
+        assert_eq!(after.keys().filter(moved).count(), after.len() / 2, "{dtype:?}");
+        assert_eq!(trainer.learner.chat.model.text().dtype(), dtype);
+        assert_eq!(tally.get("ratio"), Some(1.0));
+        let apart = tally.get("sampling/sampling_logp_difference/max").unwrap();
+        let bound = if dtype == DType::F32 { 1e-4 } else { 0.25 };
+        assert!(apart < bound, "{dtype:?}: rollout and update differ by {apart}");
+        trainer
+    });
+    // Resumed from its files, it goes on as if nothing had been.
+    let half = &mut steps[1];
+    let mut again =
+        Trainer::new(config.clone(), learner_of(dir.path(), &config, DType::BF16), tasks()).unwrap();
+    again.learner.restore(half.learner.files().unwrap()).unwrap();
+    again.progress = half.progress;
+    half.step().unwrap();
+    again.step().unwrap();
+    let files = |trainer: &Trainer| values(&trainer.learner.files().unwrap()["adapter_model"]);
+    assert!(files(half) == files(&again), "the resumed run differs");
+
+    config.model.learn = Learn::Everything;
+    let chat = Qwen2_5VlChat::load(dir.path().join("mllm"), DType::BF16, &Device::Cpu).unwrap();
+    let clip = Clip::load(&dir.path().join("clip"), DType::F32, &Device::Cpu).unwrap();
+    let sampler = config.sampler.fresh(8, 1, &Device::Cpu).unwrap();
+    let weights = Checkpoint::open(dir.path().join("mllm")).unwrap();
+    let error = Learner::new(chat, &weights, clip, sampler, &config).err().unwrap().to_string();
+    assert!(error.contains("\"everything\" needs f32, got bf16"), "{error}");
+}
+
 #[test]
 fn a_run_that_cannot_fit_is_refused_before_anything_is_loaded() {
     let (dir, config) = setting();
     let settings = |questions| Settings {
-        models: Models {
-            mllm: dir.path().join("mllm"),
-            clip: dir.path().join("no-such-clip"),
-            sampler: None,
-        },
+        models: Models::new(dir.path().join("mllm"), dir.path().join("no-such-clip")),
         data: Data::World { seed: 5, spec: Spec::short(), videos: 1 },
         evaluation: Evaluation::default(),
         save_every: 1,
@@ -443,6 +485,19 @@ fn a_run_that_cannot_fit_is_refused_before_anything_is_loaded() {
         "{error}"
     );
     assert_eq!(planned, 2);
+
+    let placed = |device: &str, dtype: &str, learn: Learn| {
+        let mut settings = settings(2);
+        (settings.models.device, settings.models.dtype) = (device.into(), dtype.into());
+        settings.evolve.model.learn = learn;
+        settings.placement().map(|(_, dtype)| dtype).map_err(|error| error.to_string())
+    };
+    let adapters = || Learn::Adapters { rank: 2, alpha: 4.0, targets: None };
+    assert_eq!(placed("cpu", "auto", adapters()), Ok(DType::F32));
+    assert_eq!(placed("cpu", "bf16", adapters()), Ok(DType::BF16));
+    assert!(placed("cpu", "bf16", Learn::Everything).unwrap_err().contains("needs f32, got bf16"));
+    assert!(placed("gpu", "auto", adapters()).unwrap_err().contains("expected cpu or cuda[:N]"));
+    assert!(placed("cpu", "f8", adapters()).unwrap_err().contains("expected auto, f32, bf16 or f16"));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::evolve::setting;
 fn settings() -> Settings {
     let (dir, config) = setting();
     Settings {
-        models: Models { mllm: dir.path().join("mllm"), clip: dir.path().join("clip"), sampler: None },
+        models: Models::new(dir.path().join("mllm"), dir.path().join("clip")),
         data: Data::World { seed: 5, spec: Spec::short(), videos: 12 },
         evaluation: Evaluation { every: 2, questions: 12, pass_rate_rollouts: 2, ..Evaluation::default() },
         save_every: 1,

@@ -6,6 +6,7 @@ use candle_core::{DType, Tensor};
 mod attention;
 mod bad;
 mod emulator;
+mod layer;
 mod similarity;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];

@@ -6,10 +6,12 @@ use std::process::Command;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
+use msjoe::checkpoint::peft::LoraConfig;
+use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::config::{Config, Preset};
 use msjoe::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use msjoe::rl::memory::{
-    Demand, Keep, Learn, MemoryPlan, Phase, Rollout, Update, available, free_memory, text_elements,
+    Demand, Keep, Learn, MemoryPlan, Nodes, Phase, Rollout, Update, available, free_memory, text_elements,
     vision_elements,
 };
 
@@ -19,6 +21,7 @@ fn demand(learn: Learn, keep: Keep, tokens: usize) -> Demand {
     Demand {
         learn,
         dtype: DType::F32,
+        nodes: Nodes::Layers,
         rollout: Rollout { prompts: 4, prompt_tokens: 300, num_generations: 8, new_tokens: 64 },
         update: Update { tokens, learned_tokens: tokens / 4, longest: 128, keep },
         visual_tokens: 100,
@@ -101,7 +104,7 @@ fn free_memory_is_read() {
 pub const CHILD: &str = "MSJOE_TEST_MEMORY";
 const TOKENS: usize = 8192;
 
-/// Every tensor a variable, filled with small numbers.
+/// Every tensor filled with small numbers; in f32 a variable, in half precision the frozen base of an adapter.
 struct Filled;
 
 impl SimpleBackend for Filled {
@@ -110,13 +113,14 @@ impl SimpleBackend for Filled {
         shape: Shape,
         name: &str,
         _: Init,
-        _: DType,
+        dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
         let mean = if name.contains("norm") { 1.0 } else { 0.0 };
         let values: Vec<f32> =
             (0..shape.elem_count()).map(|i| mean + ((i * 7919) % 101) as f32 / 2000.0 - 0.025).collect();
-        Ok(Var::from_tensor(&Tensor::from_vec(values, shape, device)?)?.into_inner())
+        let tensor = Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?;
+        Ok(if dtype == DType::F32 { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
@@ -139,11 +143,18 @@ fn deep(layers: usize) -> Config {
 #[test]
 fn child_of_the_peak_test() {
     let Ok(what) = std::env::var(CHILD) else { return };
-    let (layers, keep) = what.split_once(' ').unwrap();
-    let vb = VarBuilder::from_backend(Box::new(Filled), DType::F32, Device::Cpu);
-    let model = Qwen2_5Vl::new(&deep(layers.parse().unwrap()), vb).unwrap();
-    let prompts: Vec<Prompt> = (0..TOKENS / 128)
-        .map(|i| Prompt::text((0..128).map(|j| ((i * 31 + j * 7) % 140) as u32).collect()))
+    let [layers, keep, dtype] = what.split(' ').collect::<Vec<_>>().try_into().unwrap();
+    let dtype = if dtype == "bf16" { DType::BF16 } else { DType::F32 };
+    let vb = VarBuilder::from_backend(Box::new(Filled), dtype, Device::Cpu);
+    let mut model = Qwen2_5Vl::new(&deep(layers.parse().unwrap()), vb).unwrap();
+    if dtype == DType::BF16 {
+        let adapter = Adapter::new(&model, LoraConfig::text(2, 4.0), 1).unwrap();
+        model = model.with_adapter(&adapter).unwrap();
+    }
+    // Composed attention keeps scores, which no device does: short prompts have few.
+    let length = if dtype == DType::BF16 { 8 } else { 128 };
+    let prompts: Vec<Prompt> = (0..TOKENS / length)
+        .map(|i| Prompt::text((0..length).map(|j| ((i * 31 + j * 7) % 140) as u32).collect()))
         .collect();
     let batch = model.pack(&prompts).unwrap();
     let grads = if keep == "inputs" {
@@ -163,9 +174,9 @@ pub fn print_peak() {
 }
 
 /// Bytes at the peak of a step.
-fn measured(layers: usize, keep: Keep) -> f64 {
+fn measured(layers: usize, keep: Keep, dtype: DType) -> f64 {
     let keep = if keep == Keep::Inputs { "inputs" } else { "everything" };
-    peak_of_child("memory::child_of_the_peak_test", &format!("{layers} {keep}"))
+    peak_of_child("memory::child_of_the_peak_test", &format!("{layers} {keep} {}", dtype.as_str()))
 }
 
 /// Bytes at the peak of a process of its own that runs one test, which finds `what` in the variable [`CHILD`].
@@ -199,7 +210,10 @@ fn the_peak_grows_with_layers_as_planned() {
     };
     let growth = |keep| {
         let (shallow, deep) = (4, 16);
-        (measured(deep, keep) - measured(shallow, keep), planned(deep, keep) - planned(shallow, keep))
+        (
+            measured(deep, keep, DType::F32) - measured(shallow, keep, DType::F32),
+            planned(deep, keep) - planned(shallow, keep),
+        )
     };
     let (inputs, planned_inputs) = growth(Keep::Inputs);
     let (all, planned_all) = growth(Keep::Everything);
@@ -210,4 +224,22 @@ fn the_peak_grows_with_layers_as_planned() {
     assert!((all / planned_all - 1.0).abs() < 0.15, "{shown}");
     // One layer's input is 1.6 MB here; everything of a layer is 9 times that.
     assert!(all > 5.0 * inputs, "{shown}");
+}
+
+/// Where every tensor operation is a node, as on a device, its results are counted.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_results_of_steps_are_planned() {
+    let (shallow, deeper) = (2, 6);
+    let planned = |layers| {
+        let settings = Demand {
+            dtype: DType::BF16,
+            nodes: Nodes::Steps,
+            ..demand(Learn::Adapter(0), Keep::Everything, TOKENS)
+        };
+        MemoryPlan::new(&deep(layers), &settings, None).in_phase(Phase::Update) as f64
+    };
+    let measured = |layers| measured(layers, Keep::Everything, DType::BF16);
+    let (found, expected) = (measured(deeper) - measured(shallow), planned(deeper) - planned(shallow));
+    assert!((found / expected - 1.0).abs() < 0.15, "measured growth {found:.3e}, planned {expected:.3e}");
 }

@@ -1,10 +1,11 @@
 """The PyTorch twin of examples/gpu_check: the same shapes under the same names, each SDPA backend, and transformers' Qwen2.5-VL.
 
-    pip install transformers==4.51.3 torch==2.7.1
+    pip install transformers==4.51.3 torch==2.7.1 peft==0.15.2
     python gpu.py --out peers [--ours gpu/gpu.json] [--rounds 15] [--model]
 
 Times are medians of warm runs by CUDA events, on inputs larger than the cache. Writes gpu.json to --out, and with --ours prints
-both programs side by side. --model adds the 7B shape with random weights: vision and prefill of 64 frames, decoding.
+both programs side by side. --model adds the 7B shape with random weights: vision and prefill of 64 frames,
+decoding, a training step of an adapter.
 Ends with 1 without a GPU.
 """
 
@@ -176,6 +177,52 @@ def model():
         decodes.append(seconds[1] - seconds[0])
     note("7B, vision and prefill of 64 frames", "transformers, sdpa", statistics.median(prefills[1:]))
     note("7B, decoding of one sequence", "transformers, sdpa", statistics.median(decodes[1:]))
+    del given["do_sample"]
+    training(model, given)
+
+
+def training(model, given):
+    """GRPO of an adapter of rank 16 on one trajectory of the prompt and 512 new tokens, layers run again in the backward pass."""
+    from peft import LoraConfig, get_peft_model
+
+    config, maps = model.config, r"model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=maps))
+    base = model.base_model.model
+    base.train()
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    leaves = [x for x in model.parameters() if x.requires_grad]
+    optimizer = torch.optim.AdamW(leaves, lr=1e-4, weight_decay=0.0)
+    new = torch.arange(3_000, 3_512, device=given["input_ids"].device)[None] % config.vocab_size
+    ids = torch.cat([given["input_ids"], new], 1)
+    with torch.no_grad():
+        features = base.visual(given["pixel_values_videos"], grid_thw=given["video_grid_thw"])
+        positions, _ = base.get_rope_index(
+            ids, None, given["video_grid_thw"], given["second_per_grid_ts"], torch.ones_like(ids)
+        )
+    shown = (ids == config.video_token_id)[..., None]
+    seconds = []
+    for _ in range(4):
+        synchronize()
+        start = time.perf_counter()
+        embeds = base.model.embed_tokens(ids)
+        embeds = embeds.masked_scatter(shown.expand_as(embeds), features.to(embeds.dtype))
+        hidden = base.model(inputs_embeds=embeds, position_ids=positions, use_cache=False)[0]
+        # As trainers do: only the rows of the completion go through the output head.
+        logits = base.lm_head(hidden[:, -new.shape[1] - 1 : -1]).float()
+        chosen = torch.log_softmax(logits, -1).gather(-1, new[..., None])
+        loss = -torch.exp(chosen - chosen.detach()).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(leaves, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize()
+        seconds.append(1e3 * (time.perf_counter() - start))
+    note("7B, training step of an adapter on 64 frames", "transformers and peft, sdpa", statistics.median(seconds[1:]))
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager

@@ -50,8 +50,11 @@ impl Training {
             (None, Some(path)) => {
                 let settings = adjust(read(path)?).with_context(|| path.display().to_string())?;
                 settings.check().with_context(|| path.display().to_string())?;
+                // Before there is a folder: a device that is not there is no run.
+                settings.placement().with_context(|| path.display().to_string())?;
                 let name = path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
-                (Run::create(dated(&self.out, &name)?, &settings, &Build::new("cpu"))?, settings)
+                let build = Build::new(settings.models.device.as_str());
+                (Run::create(dated(&self.out, &name)?, &settings, &build)?, settings)
             }
             (None, None) => bail!("give --config or --resume"),
         };
@@ -132,7 +135,7 @@ fn line(summary: &Summary) -> String {
 
 fn example() -> Settings {
     Settings {
-        models: Models { mllm: "models/toy/mllm".into(), clip: "models/toy/clip".into(), sampler: None },
+        models: Models::new("models/toy/mllm", "models/toy/clip"),
         data: Data::World { seed: 1, spec: Spec::default(), videos: 300 },
         evaluation: Evaluation::default(),
         save_every: 50,

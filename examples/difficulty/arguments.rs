@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Device};
 use clap::Parser;
 use msjoe::data::world::Split;
 use msjoe::rl::difficulty::{Estimation, Filter};
@@ -36,6 +37,12 @@ pub struct Arguments {
     /// Adapter folder for the language model, as PEFT writes it
     #[arg(long)]
     pub adapter: Option<PathBuf>,
+    /// cpu or cuda[:N]
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Precision of the language model: auto, f32, bf16 or f16
+    #[arg(long, default_value = "auto")]
+    pub dtype: String,
     /// Even frames that are shown
     #[arg(long, default_value_t = 8)]
     pub frames: usize,
@@ -100,9 +107,16 @@ impl Arguments {
         name.into()
     }
 
+    /// Where the model runs, and its precision.
+    pub fn placement(&self) -> Result<(Device, DType)> {
+        let device = msjoe::device::device(&self.device)?;
+        let dtype = msjoe::device::dtype(&self.dtype, &device)?;
+        Ok((device, dtype))
+    }
+
     /// Everything that a rate depends on besides its question.
     pub fn settings(&self, folder: &Path, estimation: &Estimation) -> serde_json::Value {
         let world = self.world.then(|| format!("{} {:?}", self.world_seed, self.split));
-        json!({ "mllm": folder, "adapter": self.adapter, "fps": self.fps, "world": world, "estimation": estimation })
+        json!({ "mllm": folder, "adapter": self.adapter, "dtype": self.dtype, "fps": self.fps, "world": world, "estimation": estimation })
     }
 }

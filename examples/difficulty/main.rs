@@ -23,7 +23,6 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use arguments::Arguments;
-use candle_core::{DType, Device};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use msjoe::checkpoint::write_file;
@@ -47,6 +46,7 @@ fn main() -> std::process::ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
     let estimation = arguments.estimation()?;
+    let (device, dtype) = arguments.placement()?;
     let stop = cli::Stop::on_ctrl_c()?;
     let tasks = arguments.tasks(&stop)?;
     long_enough(&tasks, arguments.frames)?;
@@ -58,7 +58,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         (known, dropped) => eprintln!("resumed: {known} questions are known, {dropped} broken lines dropped"),
     }
     let adapter = arguments.adapter.as_deref();
-    let chat = Qwen2_5VlChat::load_adapted(&folder, adapter, DType::F32, &Device::Cpu)?;
+    let chat = Qwen2_5VlChat::load_adapted(&folder, adapter, dtype, &device)?;
     let bar = ProgressBar::new(tasks.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} questions, {eta} left")?);
     bar.set_position(record.len() as u64);

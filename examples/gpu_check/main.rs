@@ -1,5 +1,6 @@
 //! Checks and times the CUDA kernels on a GPU: every operation against its CPU twin on fresh random inputs, the small
-//! models of `models/toy` on both, one step of GRPO and REINFORCE on both, and the time of every operation.
+//! models of `models/toy` on both, one step of GRPO and REINFORCE and one whole step of joint training on both, and the time of
+//! every operation, of a question and of a step of training at 7B shape.
 //!
 //! ```text
 //! $ cargo run --release --features cuda --example gpu_check -- --out gpu
@@ -8,6 +9,8 @@
 //! Prints a table and writes `gpu.md` and `gpu.json` to `--out`. It ends with 1 where a check failed, or without a GPU.
 //! `benches/peers/gpu.py` times the same shapes in PyTorch and puts both side by side.
 
+#[cfg(feature = "cuda")]
+mod model7b;
 #[cfg(feature = "cuda")]
 mod models;
 #[cfg(feature = "cuda")]
@@ -22,6 +25,8 @@ mod run;
 mod step;
 #[cfg(feature = "cuda")]
 mod timing;
+#[cfg(feature = "cuda")]
+mod trainer;
 
 use std::process::ExitCode;
 

@@ -8,6 +8,9 @@ use msjoe::ops::cuda::{Memory, run_tensors};
 use msjoe::ops::kernels::attention::{Packing, Shape, WIDTHS, backward, forward};
 use msjoe::ops::kernels::similarity as launches;
 use msjoe::ops::kernels::{Element, offsets};
+use msjoe::ops::norm::rms_norm;
+use msjoe::ops::pointwise::swiglu;
+use msjoe::ops::rope::rope;
 use msjoe::ops::similarity::{self, Pair};
 
 use crate::random::Source;
@@ -31,6 +34,45 @@ pub fn check(device: &Device, seed: u64, report: &mut Report) -> Result<()> {
             cached(device, width, dtype, &mut source, report)?;
         }
         pairs(device, dtype, &mut source, report)?;
+        layer(device, dtype, &mut source, report)?;
+    }
+    Ok(())
+}
+
+/// The operations around attention, through their graphs: the composed form is taken for f64 and for half types on the CPU.
+fn layer(device: &Device, dtype: DType, source: &mut Source, report: &mut Report) -> Result<()> {
+    let mut of = |shape: &[usize], size: f64| source.normal(shape, size, dtype);
+    let (x, weight, gate) = (of(&[300, 3584], 1.0)?, of(&[3584], 1.0)?, of(&[300, 3584], 3.0)?);
+    let (heads, grad) = (of(&[300, 28, 128], 1.0)?, of(&[300, 3584], 1.0)?);
+    let angles = source.normal(&[300, 64], 3.0, DType::F32)?;
+    type Operation<'a> = &'a dyn Fn(&[Tensor]) -> candle_core::Result<Tensor>;
+    let turned = |x: &[Tensor]| {
+        let wide = if x[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let angles = angles.to_device(x[0].device())?.to_dtype(wide)?;
+        rope(&x[0], &angles.cos()?, &angles.sin()?)?.flatten_from(1)
+    };
+    let all: [(&str, Vec<&Tensor>, Operation); 3] = [
+        ("rms-norm", vec![&x, &weight], &|x| rms_norm(&x[0], &x[1], 1e-6)),
+        ("rope", vec![&heads], &turned),
+        ("swiglu", vec![&gate, &x], &|x| swiglu(&x[0], &x[1])),
+    ];
+    for (name, inputs, operation) in all {
+        let graph = |device: &Device, dtype: DType| -> Result<Vec<Tensor>> {
+            let moved = inputs.iter().map(|x| Var::from_tensor(&x.to_device(device)?.to_dtype(dtype)?));
+            let vars = moved.collect::<candle_core::Result<Vec<_>>>()?;
+            let out = operation(&vars.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>())?;
+            let grad = grad.to_device(device)?.to_dtype(dtype)?;
+            let grads = (&out * grad)?.sum_all()?.backward()?;
+            let gradients = vars.iter().map(|var| grads.get(var).cloned().context("no gradient arrived"));
+            std::iter::once(Ok(out.detach())).chain(gradients).collect()
+        };
+        let (truth, found) = (graph(&Device::Cpu, DType::F64)?, graph(device, dtype)?);
+        let reference = half(dtype, || graph(&Device::Cpu, dtype))?;
+        for (i, (found, truth)) in found.iter().zip(&truth).enumerate() {
+            let what = if i == 0 { "output".to_owned() } else { format!("gradient {i}") };
+            let judged = (2e-6, reference.as_ref().map(|r| &r[i]), 0.0);
+            report.check(&format!("{name}, {dtype:?}, {what}"), found, truth, judged)?;
+        }
     }
     Ok(())
 }

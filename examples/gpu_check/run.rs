@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use crate::report::Report;
-use crate::{models, ops, step, timing};
+use crate::{model7b, models, ops, step, timing, trainer};
 
 /// Checks and times the CUDA kernels on a GPU.
 #[derive(Parser)]
@@ -39,7 +39,7 @@ struct Args {
 enum Part {
     /// Operations against their twins.
     Ops,
-    /// The small models, and a step of training.
+    /// The small models, and steps of training.
     Models,
     /// Times of the operations.
     Times,
@@ -76,6 +76,7 @@ fn run(args: &Args) -> Result<bool> {
         eprintln!("models and a step of training on both devices");
         models::check(&device, &args.models, seed, &mut report)?;
         step::check(&device, &args.models, seed, &mut report)?;
+        trainer::check(&device, &args.models, &mut report)?;
     }
     if wanted(Part::Times) {
         eprintln!("times");
@@ -83,7 +84,7 @@ fn run(args: &Args) -> Result<bool> {
     }
     if wanted(Part::Model7b) {
         eprintln!("a 7B-shaped model with random weights");
-        timing::model(&device, &mut report)?;
+        model7b::times(&device, &mut report)?;
     }
     report.write(&args.out)?;
     if args.json {

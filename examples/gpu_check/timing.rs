@@ -1,24 +1,18 @@
 //! Times of the operations by events on the stream: the median of warm runs, on inputs larger than the cache. The names
 //! are those of `benches/peers/gpu.py`.
 
-use std::ops::ControlFlow;
-use std::time::Instant;
-
 use anyhow::{Context, Result};
 use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
-use candle_nn::var_builder::SimpleBackend;
-use msjoe::models::qwen2_5_vl::config::Config;
-use msjoe::models::qwen2_5_vl::generate::Options;
-use msjoe::models::qwen2_5_vl::mrope::{Media, Timing};
-use msjoe::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use msjoe::ops::attention::{Mask, Segments};
 use msjoe::ops::attention_cached::{CachedKeys, attention_cached};
 use msjoe::ops::cuda::{Memory, run_tensors};
 use msjoe::ops::kernels::attention::{Packing, Shape, backward, forward};
 use msjoe::ops::kernels::similarity as launches;
 use msjoe::ops::kernels::{Element, offsets};
+use msjoe::ops::norm::{rms_norm, rms_norm_composed};
+use msjoe::ops::pointwise::{swiglu, swiglu_composed};
+use msjoe::ops::rope::{rope, rope_composed};
 
 use crate::report::{Ceilings, Report, Work};
 
@@ -65,7 +59,28 @@ pub fn ops(device: &Device, rounds: usize, report: &mut Report) -> Result<()> {
     for dtype in [DType::F32, DType::BF16] {
         similarity(&clock, report, dtype, 1_000)?;
     }
-    Ok(())
+    layer(&clock, report)
+}
+
+/// The operations around attention for 8,892 tokens of 7B, each beside its composed twin.
+fn layer(clock: &Clock, report: &mut Report) -> Result<()> {
+    let (tokens, dtype) = (8_892, DType::BF16);
+    let (x, weight) = (clock.normal(&[tokens, 3_584], dtype)?, clock.normal(&[3_584], dtype)?);
+    let heads = x.reshape((tokens, 28, 128))?;
+    let (cos, sin) = (clock.normal(&[tokens, 64], DType::F32)?, clock.normal(&[tokens, 64], DType::F32)?);
+    let (gate, up) = (clock.normal(&[tokens, 18_944], dtype)?, clock.normal(&[tokens, 18_944], dtype)?);
+    let mut time = |name: &str, values: usize, f: &dyn Fn() -> candle_core::Result<Tensor>| {
+        let milliseconds = clock.median(|_| Ok(f().map(drop)?))?;
+        report.time(&format!("{name}, 8,892 tokens of 7B"), milliseconds, Work::Bytes((2 * values) as f64));
+        Ok::<(), anyhow::Error>(())
+    };
+    let (row, wide) = (2 * x.elem_count(), 3 * gate.elem_count());
+    time("rms-norm", row, &|| rms_norm(&x, &weight, 1e-6))?;
+    time("rms-norm composed", row, &|| rms_norm_composed(&x, &weight, 1e-6))?;
+    time("rope", row, &|| rope(&heads, &cos, &sin))?;
+    time("rope composed", row, &|| rope_composed(&heads.to_dtype(DType::F32)?, &cos, &sin)?.to_dtype(dtype))?;
+    time("swiglu", wide, &|| swiglu(&gate, &up))?;
+    time("swiglu composed", wide, &|| swiglu_composed(&gate, &up))
 }
 
 /// What the card does at best: products of bf16 matrices, and copies.
@@ -199,76 +214,4 @@ fn similarity(clock: &Clock, report: &mut Report, dtype: DType, videos: usize) -
 fn frames_of(clock: &Clock, rows: usize, width: usize, dtype: DType) -> Result<Tensor> {
     let block = clock.normal(&[rows.div_ceil(8), width], dtype)?;
     Ok(Tensor::cat(&[&block; 8], 0)?.narrow(0, 0, rows)?.contiguous()?)
-}
-
-/// A random tensor under every name, made on the device.
-struct Random;
-
-impl SimpleBackend for Random {
-    fn get(
-        &self,
-        shape: candle_core::Shape,
-        _: &str,
-        _: candle_nn::Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        Tensor::rand(-0.03f32, 0.03, shape, device)?.to_dtype(dtype)
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("{name} was asked for without a shape")
-    }
-
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
-    }
-}
-
-/// The 7B shape with random weights in bf16: 64 frames of 336 x 644 through tower and decoder, then 64 tokens.
-pub fn model(device: &Device, report: &mut Report) -> Result<()> {
-    let config = Config::load(std::path::Path::new("models/qwen2.5-vl-7b"))?;
-    let vb = VarBuilder::from_backend(Box::new(Random), DType::BF16, device.clone());
-    let model = Qwen2_5Vl::new(&config, vb)?;
-    let grid = [32, 24, 46];
-    let patches: usize = grid.iter().product();
-    let pixels =
-        Tensor::randn(0f32, 1.0, (patches, config.vision.patch_width()), device)?.to_dtype(DType::BF16)?;
-    let merge = config.vision.spatial_merge_size;
-    let visual = patches / (merge * merge);
-    let mut input_ids: Vec<u32> = (1_000..1_030).collect();
-    input_ids.extend(std::iter::repeat_n(config.video_token_id, visual));
-    input_ids.extend(2_000..2_030);
-    let tokens = input_ids.len() as f64;
-    let cuda = device.as_cuda_device()?;
-    // Linear maps of the tower and the decoder (`candle` counts 2 for a multiplication with its addition), and attention.
-    let linear = 1.264e9 * patches as f64 + 13.05e9 * tokens;
-    let attention = 0.2007e6 * tokens * tokens;
-    let (mut prefills, mut decodes) = (vec![], vec![]);
-    let new = 65;
-    for _ in 0..4 {
-        cuda.cuda_stream().synchronize()?;
-        let start = Instant::now();
-        let features = model.vision(&pixels, &[grid])?;
-        let media = vec![Media::Video { grid, timing: Timing::Uniform(1.0) }];
-        let prompt = Prompt { input_ids: input_ids.clone(), media, features: vec![features] };
-        let (mut first, mut last) = (None, start);
-        let options = Options { max_new_tokens: new, prefill_chunk: 16_384, ..Options::default() };
-        model.generate(&[prompt], &options, &mut |_, _| {
-            last = Instant::now();
-            first.get_or_insert(last);
-            ControlFlow::Continue(())
-        })?;
-        let first = first.context("no token was made")?;
-        prefills.push((first - start).as_secs_f64() * 1e3);
-        decodes.push((last - first).as_secs_f64() * 1e3);
-    }
-    let median = |mut times: Vec<f64>| {
-        let mut times = times.split_off(1);
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    report.time("7B, vision and prefill of 64 frames", median(prefills), Work::Flop(linear + attention));
-    report.time("7B, decoding of one sequence", median(decodes), Work::Tokens((new - 1) as f64));
-    Ok(())
 }

@@ -27,7 +27,7 @@ compile planted -DPLANTED_BUGS
 "$build/planted/test" similarity 0 >/dev/null
 caught=0
 for bug in "1 forward" "2 forward" "3 forward" "4 forward" "5 forward" "6 forward" \
-  "2 backward" "3 backward" "7 backward" "8 decode" "9 similarity" "10 backward"; do
+  "2 backward" "3 backward" "7 backward" "8 decode" "9 similarity" "10 backward" "11 layer" "12 layer" "13 layer"; do
   read -r number group <<<"$bug"
   if "$build/planted/test" "$group" "$number" >"$build/planted/out" 2>&1; then
     echo "bug $number went unseen by: $group" >&2

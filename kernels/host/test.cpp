@@ -41,6 +41,7 @@ int main(int count, char** arguments) {
     const std::pair<const char*, void (*)()> groups[] = {
         {"emulator", test::emulator}, {"similarity", test::similarity}, {"reference", test::reference_gradients},
         {"decode", test::decode},     {"forward", test::forward},       {"backward", test::backward},
+        {"layer", test::layer},
     };
     for (const auto& [name, tests] : groups) {
         if (which.empty() || which == name) run(name, tests);

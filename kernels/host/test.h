@@ -147,6 +147,7 @@ void forward();
 void backward();
 void reference_gradients();
 void decode();
+void layer();
 void similarity();
 
 }  // namespace test

@@ -89,15 +89,13 @@ impl Block {
         add(&xs, &self.down.forward(&swiglu(&self.gate.forward(&ys)?, &self.up.forward(&ys)?)?)?)
     }
 
-    /// Queries and keys, rotated, and values: (L, heads, width) each. Angles of another dtype than the model's are
-    /// applied in theirs.
+    /// Queries and keys, rotated, and values: (L, heads, width) each.
     pub(super) fn qkv(&self, xs: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<[Tensor; 3]> {
         let (l, _) = xs.dims2()?;
         let ys = self.norm1.forward(xs)?;
         let heads = |linear: &Linear, heads: usize| linear.forward(&ys)?.reshape((l, heads, self.width));
-        let rotate = |xs: Tensor| rope(&xs.to_dtype(cos.dtype())?, cos, sin)?.to_dtype(xs.dtype());
-        let q = rotate(heads(&self.q, self.heads)?)?;
-        let k = rotate(heads(&self.k, self.kv_heads)?)?;
+        let q = rope(&heads(&self.q, self.heads)?, cos, sin)?;
+        let k = rope(&heads(&self.k, self.kv_heads)?, cos, sin)?;
         Ok([q, k, heads(&self.v, self.kv_heads)?])
     }
 

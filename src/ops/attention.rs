@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape
 
 use super::attention_packed::{Heads, Kernel};
 use super::kernels;
-use super::{f32_slice, fused, with_slices};
+use super::{f32_slice, fused, has_kernels, with_slices};
 
 /// Which keys a query may see inside its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,11 +147,6 @@ pub fn attention(
         return attention_composed(q, k, v, segments, mask, scale);
     }
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
-}
-
-/// Whether the CUDA kernels apply. f64, for gradient checks, is composed everywhere.
-pub(crate) fn has_kernels(xs: &Tensor) -> bool {
-    xs.device().is_cuda() && xs.dtype() != DType::F64
 }
 
 /// The composed twin of [`attention`]: the same result from plain tensor operations, any device and dtype; softmax in

@@ -6,12 +6,12 @@ use std::ops::{Deref, Range};
 use candle_core::{Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::attention::{Mask, has_kernels, repeat_heads, softmax_product};
+use super::attention::{Mask, repeat_heads, softmax_product};
 use super::attention_kernel::{BLOCK, Block, Out, Part, Rows, block_rows};
 use super::kernels::attention::Packing;
 use super::kernels::decode::Run;
 use super::kernels::{check_same, offsets};
-use super::{f32_slice, fused};
+use super::{f32_slice, fused, has_kernels};
 
 /// What the new tokens of one sequence attend to.
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! Custom operations: each has a fused CPU forward, a backward, and a composed twin made of plain tensor operations
 //! that it is tested against. A fused form is taken for f32 on the CPU; everything else goes the composed way, except
-//! where a CUDA device has kernels: attention and similarity.
+//! where a CUDA device has kernels: attention, similarity, RMS norm, rotary positions and SwiGLU.
 
 pub mod attention;
 pub mod attention_cached;
@@ -29,6 +29,11 @@ use rayon::prelude::*;
 /// Whether the fused CPU forms apply: f32 on the CPU.
 pub(crate) fn fused(xs: &Tensor) -> bool {
     xs.device().is_cpu() && xs.dtype() == DType::F32
+}
+
+/// Whether the CUDA kernels apply. f64, for gradient checks, is composed everywhere.
+pub(crate) fn has_kernels(xs: &Tensor) -> bool {
+    xs.device().is_cuda() && xs.dtype() != DType::F64
 }
 
 /// The f32 values of a contiguous CPU tensor, as a custom op receives it.

@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 
-use super::{column_sums, f32_slice, fused, par_rows, simd, sum_rows, with_slices};
+use super::kernels::layer::in_pieces;
+use super::{column_sums, f32_slice, fused, has_kernels, par_rows, simd, sum_rows, with_slices};
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis; half types are normalised in f32 and rounded before the
 /// product with the weight, as Qwen's reference does.
@@ -11,8 +12,9 @@ use super::{column_sums, f32_slice, fused, par_rows, simd, sum_rows, with_slices
 /// A weight whose length is not the last axis of `xs`.
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms-norm", xs, weight)?;
-    if fused(xs) {
-        xs.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+    let kernels = has_kernels(xs) && xs.dtype() == weight.dtype() && in_pieces(xs.dtype(), weight.dim(0)?);
+    if fused(xs) || kernels {
+        xs.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm::new(eps))
     } else {
         rms_norm_composed(xs, weight, eps)
     }
@@ -154,6 +156,19 @@ pub(crate) fn rms_norm_weight_grad(
 
 struct RmsNorm {
     eps: f64,
+    /// One over the root mean square of each row, kept for the backward on a device.
+    #[cfg(feature = "cuda")]
+    scales: std::sync::Mutex<Option<Tensor>>,
+}
+
+impl RmsNorm {
+    fn new(eps: f64) -> Self {
+        Self {
+            eps,
+            #[cfg(feature = "cuda")]
+            scales: Default::default(),
+        }
+    }
 }
 
 impl CustomOp2 for RmsNorm {
@@ -183,6 +198,19 @@ impl CustomOp2 for RmsNorm {
         Ok((CpuStorage::F32(ys), lx.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        lx: &Layout,
+        w: &candle_core::CudaStorage,
+        lw: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let (out, shape, scales) = super::cuda::layer::rms_norm((x, lx), (w, lw), self.eps)?;
+        *self.scales.lock().unwrap_or_else(|e| e.into_inner()) = Some(scales);
+        Ok((out, shape))
+    }
+
     fn bwd(
         &self,
         xs: &Tensor,
@@ -191,6 +219,11 @@ impl CustomOp2 for RmsNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if let Some(scales) = self.scales.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
+            let [dx, dw] = super::cuda::layer::rms_norm_gradients([xs, w, scales, &grad])?;
+            return Ok((dx, dw));
+        }
         let onto = None;
         let dx = xs.track_op().then(|| rms_norm_input_grad(xs, w, self.eps, &grad, onto)).transpose()?;
         let dw = w.track_op().then(|| {

@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
-use super::{f32_slice, fused, par_rows, par_rows_of, simd, with_slices};
+use super::kernels::layer::in_pieces;
+use super::{f32_slice, fused, has_kernels, par_rows, par_rows_of, simd, with_slices};
 
 /// Blocks of this many values go to a thread; the functions have no row structure.
 const WIDTH: usize = 1024;
@@ -31,7 +32,9 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         candle_core::bail!("swiglu: gate {:?} and up {:?} differ in shape", gate.dims(), up.dims())
     }
-    if fused(gate) {
+    let width = gate.dims().last().copied().unwrap_or(0);
+    let pieces = in_pieces(gate.dtype(), width) && gate.dtype() == up.dtype();
+    if fused(gate) || has_kernels(gate) && pieces {
         gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
     } else {
         swiglu_composed(gate, up)
@@ -132,6 +135,17 @@ impl CustomOp2 for SwiGlu {
         Ok((CpuStorage::F32(ys), lg.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        g: &candle_core::CudaStorage,
+        lg: &Layout,
+        u: &candle_core::CudaStorage,
+        lu: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        super::cuda::layer::swiglu((g, lg), (u, lu))
+    }
+
     fn bwd(
         &self,
         gate: &Tensor,
@@ -139,7 +153,13 @@ impl CustomOp2 for SwiGlu {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [_, dg, du] = swiglu_gradients(gate, up, &grad.contiguous()?)?;
+        let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if gate.device().is_cuda() {
+            let [dg, du] = super::cuda::layer::swiglu_gradients([gate, up, &grad])?;
+            return Ok((gate.track_op().then_some(dg), up.track_op().then_some(du)));
+        }
+        let [_, dg, du] = swiglu_gradients(gate, up, &grad)?;
         Ok((gate.track_op().then_some(dg), up.track_op().then_some(du)))
     }
 }

@@ -1,10 +1,12 @@
 //! Rotary position embedding in the "rotate half" form: `x * cos + rotate_half(x) * sin`.
 
-use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 
-use super::{f32_slice, fused, par_rows, simd, with_slices};
+use super::kernels::layer::in_pieces;
+use super::{f32_slice, fused, has_kernels, par_rows, simd, with_slices};
 
-/// Rotates `xs` (L, H, D) by the angles of each row: `cos` and `sin` (L, D / 2), of the dtype of `xs`.
+/// Rotates `xs` (L, H, D) by the angles of each row: `cos` and `sin` (L, D / 2). Where their dtype is another one, the rotation
+/// is computed in it and rounded.
 ///
 /// # Errors
 /// Shapes that do not fit each other.
@@ -18,11 +20,11 @@ pub fn rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             sin.dims()
         )
     }
-    if fused(xs) {
-        xs.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rope)
-    } else {
-        rope_composed(xs, cos, sin)
+    let kernels = has_kernels(xs) && cos.dtype() == DType::F32 && in_pieces(xs.dtype(), d / 2);
+    if fused(xs) || kernels {
+        return xs.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rope);
     }
+    rope_composed(&xs.to_dtype(cos.dtype())?, cos, sin)?.to_dtype(xs.dtype())
 }
 
 /// The composed twin of [`rope`].
@@ -61,6 +63,19 @@ impl CustomOp3 for Rope {
         Ok((CpuStorage::F32(rotated(xs, (heads, d), cos, sin, 1.0)), lx.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        lx: &Layout,
+        cos: &candle_core::CudaStorage,
+        lc: &Layout,
+        sin: &candle_core::CudaStorage,
+        ls: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        super::cuda::layer::rope((x, lx), (cos, lc), (sin, ls))
+    }
+
     fn bwd(
         &self,
         _: &Tensor,
@@ -76,10 +91,14 @@ impl CustomOp3 for Rope {
     }
 }
 
-/// The gradient of the input for that of the output: the rotation backwards; f32 on the CPU.
+/// The gradient of the input for that of the output: the rotation backwards; f32 on the CPU, or a device.
 pub(crate) fn rope_back(grad: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (_, heads, d) = grad.dims3()?;
     let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if grad.device().is_cuda() {
+        return super::cuda::layer::rope_back(grad, &cos, &sin);
+    }
     let dx = with_slices("rope", [grad, &cos, &sin], |[grad, cos, sin]| {
         Ok(rotated(grad, (heads, d), cos, sin, -1.0))
     })?;

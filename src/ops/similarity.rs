@@ -8,10 +8,9 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, D, DType, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::attention::has_kernels;
 use super::attention_kernel::product;
 use super::kernels::{Element, check_same, offsets, similarity as launches};
-use super::{f32_slice, fused, simd, with_slices};
+use super::{f32_slice, fused, has_kernels, simd, with_slices};
 
 /// Added to the squared length: far below the rounding of any real embedding, and it keeps a zero vector (similarity 0)
 /// and its gradient finite.

@@ -84,7 +84,7 @@ impl Parameters {
         VarBuilder::from_tensors(self.tracked(), dtype, device)
     }
 
-    /// Writes `tensors` into the variables of the same names, in place.
+    /// Writes `tensors`, wherever they are, into the variables of the same names, in place.
     ///
     /// # Errors
     /// A variable without a tensor, a tensor without a variable, or another shape.
@@ -94,7 +94,7 @@ impl Parameters {
         }
         for (name, var) in &self.0 {
             match tensors.get(name) {
-                Some(tensor) => var.set(tensor)?,
+                Some(tensor) => var.set(&tensor.to_device(var.device())?)?,
                 None => bail!("parameters: {name} is missing"),
             }
         }

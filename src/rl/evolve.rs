@@ -11,7 +11,7 @@ use super::difficulty::pass_rates;
 use super::evaluate::{Summary, evaluate, summary};
 use super::footage::Footage;
 use super::gallery::Gallery;
-use super::learner::{Learner, read_folder};
+use super::learner::{Learner, read_folder, whole};
 use super::memory::{self, MemoryPlan};
 use super::plan::{Choosing, Plan};
 use super::run::{Build, Run, Snapshot};
@@ -21,6 +21,7 @@ use super::trajectory::Task;
 use crate::checkpoint::Checkpoint;
 use crate::data::feature_cache::FeatureCache;
 use crate::data::world::{Spec, Split, World};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::clip::Clip;
@@ -103,6 +104,31 @@ impl Settings {
         )))
     }
 
+    /// The device of the run and the precision of its language model.
+    ///
+    /// # Errors
+    /// A device that this program or machine does not have; settings that it cannot train with.
+    pub fn placement(&self) -> Result<(Device, DType)> {
+        let device = device::device(&self.models.device)?;
+        let everything = self.evolve.model.learn == Learn::Everything;
+        let dtype = match self.models.dtype.as_str() {
+            "auto" if everything => DType::F32,
+            name => device::dtype(name, &device)?,
+        };
+        if everything {
+            whole(dtype)?;
+        }
+        let at_once = self.evolve.micro_batches_at_once;
+        if !device.is_cpu() && at_once > 1 {
+            return Err(Error::Input(format!(
+                "config: micro_batches_at_once: {at_once} micro-batches side by side share the cores of a CPU; on {} set 1 \
+                 and raise micro_batch_tokens",
+                self.models.device
+            )));
+        }
+        Ok((device, dtype))
+    }
+
     /// Stage 1 as a run of its own.
     pub fn first_stage(&self) -> Option<Self> {
         let Pretraining { steps, worth, rate, temperature, generations } = self.pretrain.clone()?;
@@ -132,6 +158,28 @@ pub struct Models {
     pub clip: PathBuf,
     /// A sampler, a U-Net or a temporal agent; without one a new network is made as `evolve.sampler` says.
     pub sampler: Option<PathBuf>,
+    /// Where all models are: `cpu` or `cuda[:N]`.
+    #[serde(default = "cpu")]
+    pub device: String,
+    /// Precision of the language model: `f32`, `bf16`, `f16`, or `auto`, which is f32 on the CPU and where all weights learn,
+    /// and bf16 elsewhere. CLIP, the sampler and adapters are f32.
+    #[serde(default = "auto")]
+    pub dtype: String,
+}
+
+impl Models {
+    /// Models on the CPU in f32, without a sampler.
+    pub fn new(mllm: impl Into<PathBuf>, clip: impl Into<PathBuf>) -> Self {
+        Self { mllm: mllm.into(), clip: clip.into(), sampler: None, device: cpu(), dtype: auto() }
+    }
+}
+
+fn cpu() -> String {
+    "cpu".to_owned()
+}
+
+fn auto() -> String {
+    "auto".to_owned()
 }
 
 /// Where the questions come from.
@@ -233,11 +281,11 @@ pub fn evolve(mut settings: Settings, run: &Run, observe: Observer) -> Result<Re
     if let Some(first) = settings.first_stage() {
         first.check()?;
         // Stage 2 needs more than stage 1: it is refused now, not after hours of the other.
-        memory_plan(&settings, &Device::Cpu)?.check()?;
+        memory_plan(&settings, &settings.placement()?)?.check()?;
         let folder = run.folder().join(FIRST);
         let first_run = match Run::exists(&folder) {
             true => Run::open(&folder)?,
-            false => Run::create(&folder, &first, &Build::new("cpu"))?,
+            false => Run::create(&folder, &first, &Build::new(first.models.device.as_str()))?,
         };
         let steps = first.evolve.steps;
         if first_run.latest()?.is_none_or(|saved| saved.step < steps) {
@@ -277,12 +325,12 @@ impl Evolution {
     /// Settings at odds, checkpoints or questions that cannot be read, videos with fewer candidates than key frames.
     pub fn new(settings: Settings, observe: Observer) -> Result<Self> {
         settings.check()?;
-        let device = Device::Cpu;
-        let plan = memory_plan(&settings, &device)?;
+        let placement = settings.placement()?;
+        let plan = memory_plan(&settings, &placement)?;
         observe(Event::Memory(&plan));
         plan.check()?;
-        let (mllm, clip) = (&settings.models.mllm, &settings.models.clip);
-        let chat = Qwen2_5VlChat::load(mllm, DType::F32, &device)?;
+        let (mllm, clip, (device, dtype)) = (&settings.models.mllm, &settings.models.clip, placement);
+        let chat = Qwen2_5VlChat::load(mllm, dtype, &device)?;
         let clip = Clip::load(clip, DType::F32, &device)?;
         let sampler = match &settings.models.sampler {
             Some(path) => Sampler::load(path, &device)?,
@@ -415,7 +463,7 @@ impl Evolution {
 ///
 /// # Errors
 /// A language model whose configuration cannot be read.
-pub fn memory_plan(settings: &Settings, device: &Device) -> Result<MemoryPlan> {
+pub fn memory_plan(settings: &Settings, (device, dtype): &(Device, DType)) -> Result<MemoryPlan> {
     let config = Config::load(&settings.models.mllm)?;
     let (run, plan) = (&settings.evolve, &settings.evolve.plan);
     let (d, inner) = (config.text.hidden_size, config.text.intermediate_size);
@@ -435,7 +483,12 @@ pub fn memory_plan(settings: &Settings, device: &Device) -> Result<MemoryPlan> {
     let tokens = tokens * run.micro_batches_at_once;
     let demand = memory::Demand {
         learn,
-        dtype: DType::F32,
+        dtype: *dtype,
+        nodes: if device.is_cpu() && *dtype == DType::F32 {
+            memory::Nodes::Layers
+        } else {
+            memory::Nodes::Steps
+        },
         rollout: memory::Rollout {
             prompts: trajectories,
             prompt_tokens: longest,

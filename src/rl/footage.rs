@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 
@@ -40,6 +40,7 @@ pub struct Footage {
     /// What the user should know although it was no error.
     pub warnings: Vec<String>,
     source: Source,
+    /// On the host: a device has no room for those of every video.
     features: Mutex<Option<Tensor>>,
     kept: Kept,
 }
@@ -124,7 +125,7 @@ impl Footage {
                         cached.features
                     }
                 };
-                features = Some(known.embeds);
+                features = Some(known.embeds.to_device(&Device::Cpu)?);
                 known.seconds
             }
         };
@@ -141,14 +142,14 @@ impl Footage {
         })
     }
 
-    /// CLIP features (T, D) of all candidates; computed at the first call.
+    /// CLIP features (T, D) of all candidates, on the device of `clip`; computed at the first call.
     ///
     /// # Errors
     /// As [`Clip::encode_images`].
     pub fn features(&self, clip: &Clip) -> Result<Tensor> {
         let mut known = self.features.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(features) = known.as_ref() {
-            return Ok(features.clone());
+            return Ok(features.to_device(clip.device())?);
         }
         let fit_to = Fit::ShortEdgeCrop(clip.image_size());
         let features = match &self.source {
@@ -171,7 +172,7 @@ impl Footage {
                 features.embeds
             }
         };
-        *known = Some(features.clone());
+        *known = Some(features.to_device(&Device::Cpu)?);
         Ok(features)
     }
 

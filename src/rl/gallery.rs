@@ -71,11 +71,14 @@ impl Showing {
     }
 }
 
-/// Patches that go through the vision tower together: more small slices at once than one, and large ones each for itself.
+/// Patches that go through the vision tower together: on the CPU more small slices at once than one, and large ones each for
+/// itself; elsewhere enough to fill the device.
 const TOGETHER: usize = 512;
+const TOGETHER_ON_DEVICE: usize = 16_384;
 
-fn at_once([_, h, w]: [usize; 3]) -> usize {
-    (TOGETHER / (h * w).max(1)).max(1)
+fn at_once(chat: &Qwen2_5VlChat, [_, h, w]: [usize; 3]) -> usize {
+    let together = if chat.model.text().device().is_cpu() { TOGETHER } else { TOGETHER_ON_DEVICE };
+    (together / (h * w).max(1)).max(1)
 }
 
 /// Features of slices of one size, as many as go together or fewer. Always the same number goes through the tower, the last
@@ -83,7 +86,7 @@ fn at_once([_, h, w]: [usize; 3]) -> usize {
 /// what is encoded beside it, and a resumed run repeats an uninterrupted one bit for bit.
 fn encoded(chat: &Qwen2_5VlChat, slices: &[Patches]) -> Result<Vec<Tensor>> {
     let Some(last) = slices.last() else { return Ok(vec![]) };
-    let count = at_once(last.grid);
+    let count = at_once(chat, last.grid);
     let all = slices.iter().chain(std::iter::repeat_n(last, count - slices.len()));
     let rows: Vec<f32> = all.flat_map(|patches| patches.rows.iter().copied()).collect();
     let pixels = Tensor::from_vec(rows, (count * last.rows.len() / last.width, last.width), &Device::Cpu)?;
@@ -175,12 +178,15 @@ impl Gallery {
             }
         };
         let patches: Vec<Patches> = slices.par_iter().map(patches).collect::<Result<_>>()?;
-        let features: Vec<Vec<Tensor>> = (patches.chunk_by(|a, b| a.grid == b.grid))
-            .flat_map(|alike| alike.chunks(at_once(alike[0].grid)))
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .map(|alike| encoded(chat, alike))
-            .collect::<Result<_>>()?;
+        let batches: Vec<&[Patches]> = (patches.chunk_by(|a, b| a.grid == b.grid))
+            .flat_map(|alike| alike.chunks(at_once(chat, alike[0].grid)))
+            .collect();
+        // A device has one stream: there is nothing to gain from several threads.
+        let features: Vec<Vec<Tensor>> = if chat.model.text().device().is_cpu() {
+            batches.into_par_iter().map(|alike| encoded(chat, alike)).collect::<Result<_>>()?
+        } else {
+            batches.into_iter().map(|alike| encoded(chat, alike)).collect::<Result<_>>()?
+        };
         let features = features.into_iter().flatten();
         for (slice, features) in slices.iter().zip(features) {
             self.bytes += features.elem_count() * features.dtype().size_in_bytes();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{EvolveConfig, Learn};
@@ -61,10 +61,10 @@ const ADAPTER: &str = "adapter_model";
 pub type Files = BTreeMap<String, BTreeMap<String, Tensor>>;
 
 impl Learner {
-    /// Sets up what `config` lets learn. `weights` are those of `chat`'s checkpoint.
+    /// Sets up what `config` lets learn, on the device of `chat`. `weights` are those of `chat`'s checkpoint.
     ///
     /// # Errors
-    /// A checkpoint that cannot be read.
+    /// A checkpoint that cannot be read; a model in half precision whose weights are to learn.
     pub fn new(
         mut chat: Qwen2_5VlChat,
         weights: &Checkpoint,
@@ -253,8 +253,8 @@ fn adapted(chat: &mut Qwen2_5VlChat, lora: LoraConfig, config: &EvolveConfig) ->
 }
 
 fn tutored(chat: &mut Qwen2_5VlChat, weights: &Checkpoint, config: &EvolveConfig) -> Result<Tutored> {
-    let device = Device::Cpu;
-    let tensors = weights.tensors(DType::F32, &device)?;
+    whole(chat.model.text().dtype())?;
+    let tensors = weights.tensors(DType::F32, chat.model.text().device())?;
     let learns = |name: &str| !name.starts_with("visual.");
     let (own, frozen): (BTreeMap<_, _>, BTreeMap<_, _>) =
         tensors.into_iter().partition(|(name, _)| learns(name));
@@ -280,5 +280,18 @@ fn built(
 ) -> Result<Qwen2_5Vl> {
     let all: HashMap<String, Tensor> =
         own.chain(frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone()))).collect();
-    Ok(Qwen2_5Vl::new(&chat.model.config, VarBuilder::from_tensors(all, DType::F32, &Device::Cpu))?)
+    let vb = VarBuilder::from_tensors(all, DType::F32, chat.model.text().device());
+    Ok(Qwen2_5Vl::new(&chat.model.config, vb)?)
+}
+
+/// Refuses to train all weights in half precision.
+pub(super) fn whole(dtype: DType) -> Result<()> {
+    if dtype == DType::F32 {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "model.learn: \"everything\" needs f32, got {}: a step below a weight's last digit is lost; train adapters, or set \
+         models.dtype to f32",
+        dtype.as_str()
+    )))
 }

@@ -31,6 +31,15 @@ pub enum Keep {
     Everything,
 }
 
+/// What a step of the graph is, which decides how much of a decoder layer is alive at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nodes {
+    /// A whole layer with a backward of its own: f32 on the CPU.
+    Layers,
+    /// Every tensor operation, which keeps its result: half precision, and devices.
+    Steps,
+}
+
 /// Sequences that are generated at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rollout {
@@ -64,6 +73,8 @@ pub struct Demand {
     pub learn: Learn,
     /// Type of the weights and activations.
     pub dtype: DType,
+    /// What a step of the graph is.
+    pub nodes: Nodes,
     /// Largest rollout.
     pub rollout: Rollout,
     /// Largest update.
@@ -159,21 +170,24 @@ impl MemoryPlan {
             (text.num_attention_heads * text.head_dim(), text.num_key_value_heads * text.head_dim());
         // Per token: queries, keys, values, attention and its log-sum-exp, the residual in between, the two halves of the
         // MLP; and while the layer's backward runs, the gradients of about as much again.
-        let saved = 2 * q + 2 * kv + text.num_attention_heads + d + 2 * inner;
-        let working = 3 * inner + 4 * d + q + 2 * kv;
+        let working = (3 * inner + 4 * d + q + 2 * kv) * size;
+        let saved = match demand.nodes {
+            Nodes::Layers => (2 * q + 2 * kv + text.num_attention_heads + d + 2 * inner) * size,
+            Nodes::Steps => results_of_steps(text, size, matches!(demand.learn, Learn::Adapter(_))),
+        };
         let grad = if matches!(demand.learn, Learn::Adapter(_)) { F32 } else { size };
         self.add(Phase::Update, "gradients", learned * grad);
         let kept = match update.keep {
-            Keep::Inputs => ("layer inputs", text.num_hidden_layers * d),
-            Keep::Everything => ("activations of all layers", text.num_hidden_layers * (d + saved)),
+            Keep::Inputs => ("layer inputs", text.num_hidden_layers * d * size),
+            Keep::Everything => ("activations of all layers", text.num_hidden_layers * (d * size + saved)),
         };
-        self.add(Phase::Update, kept.0, update.tokens * kept.1 * size);
+        self.add(Phase::Update, kept.0, update.tokens * kept.1);
         let again = match update.keep {
             Keep::Inputs => ("one layer, run again, and its backward", saved + working),
             Keep::Everything => ("backward of one layer", working),
         };
         let scores = 2 * SCORE_ROWS * update.longest * F32;
-        self.add(Phase::Update, again.0, update.tokens * again.1 * size + scores);
+        self.add(Phase::Update, again.0, update.tokens * again.1 + scores);
         let ends = 4 * update.tokens * d * size;
         let loss =
             3 * update.learned_tokens * d * F32 + LOGITS.min(update.learned_tokens * text.vocab_size) * F32;
@@ -246,10 +260,11 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Free memory in bytes: what the system says can be had without swapping, on the CPU; not known elsewhere.
+/// Free memory in bytes: what the system says can be had without swapping, on the CPU; what the driver says is free, on a
+/// CUDA device.
 pub fn available(device: &Device) -> Option<u64> {
     if !device.is_cpu() {
-        return None;
+        return crate::device::free_memory(device);
     }
     free_memory(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
@@ -277,6 +292,24 @@ pub fn vision_elements(vision: &VisionConfig) -> usize {
     let wide = d * vision.spatial_merge_size.pow(2);
     let merger = d + wide * wide + wide + wide * vision.out_hidden_size + vision.out_hidden_size;
     vision.patch_width() * d + vision.depth * block + merger
+}
+
+/// Bytes per token of the results of all tensor operations of a decoder layer of `size` bytes a value, as
+/// [`crate::nn::Block::forward_composed`] makes them.
+fn results_of_steps(text: &TextConfig, size: usize, adapters: bool) -> usize {
+    let (d, inner) = (text.hidden_size, text.intermediate_size);
+    let (q, kv) = (text.num_attention_heads * text.head_dim(), text.num_key_value_heads * text.head_dim());
+    // Widened, squared, divided, rounded, times the weight; twice.
+    let norms = 2 * (3 * F32 + 2 * size) * d;
+    // Products and, of q, k and v, their biases.
+    let (ins, outs) = (5 * d + q + inner, q + 2 * kv + d + 2 * inner + d);
+    let maps = (outs + q + 2 * kv) * size;
+    // The input and the output widened, the product of the factors, its multiple, the sum, and that rounded.
+    let low = if adapters { ins * F32 + outs * (4 * F32 + size) } else { 0 };
+    // Widened, four products and two sums of halves, put together, rounded.
+    let rotated = (5 * F32 + size) * (q + kv);
+    let attention = q * size + text.num_attention_heads * F32;
+    norms + maps + low + rotated + attention + 2 * (d + inner) * size
 }
 
 /// Values per patch that the tower keeps for its backward pass.

@@ -247,14 +247,14 @@ impl Rollout<'_> {
         // Generations that ask the same share one matrix and one pass of the sampler.
         let mut matrices: BTreeMap<Vec<String>, usize> = BTreeMap::new();
         let mut sights = vec![];
+        let frames = task.footage.features(self.clip()?)?;
         for queries in &group {
             if !matrices.contains_key(&queries.queries) {
                 let rows: Option<Vec<Tensor>> =
                     queries.queries.iter().map(|query| features.get(query).cloned()).collect();
                 let rows = rows.ok_or_else(|| Error::Input("rollout: a query was not encoded".to_owned()))?;
                 matrices.insert(queries.queries.clone(), sights.len());
-                let frames = task.footage.features(self.clip()?)?;
-                sights.push(Sight::new(Tensor::stack(&rows, 0)?, frames)?);
+                sights.push(Sight::new(Tensor::stack(&rows, 0)?, frames.clone())?);
             }
         }
         let (mut logits, mut apart, mut features): (Vec<Vec<f32>>, _, _) = (vec![], 0.0, None);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::config::{ModelConfig, SamplerConfig};
@@ -241,7 +241,7 @@ fn batch_gradients(
         }
         _ => None,
     };
-    let old = old_log_probs(batch)?;
+    let old = old_log_probs(batch, pupil.model.text().device())?;
     let at = Instant::now();
     let mut outcome = None;
     let mut loss_of = |hidden: &Tensor| -> Result<Tensor> {
@@ -284,9 +284,9 @@ fn batch_gradients(
 }
 
 /// The log-probabilities before the first update of a step, `None` where there was none.
-fn old_log_probs(batch: &[Weighed]) -> Result<Option<Tensor>> {
+fn old_log_probs(batch: &[Weighed], device: &Device) -> Result<Option<Tensor>> {
     let old = batch.iter().map(|one| one.old).collect::<Option<Vec<_>>>();
-    Ok(old.map(|old| Tensor::new(old.concat(), &candle_core::Device::Cpu)).transpose()?)
+    Ok(old.map(|old| Tensor::new(old.concat(), device)).transpose()?)
 }
 
 /// How far the log-probabilities of the rollout are from those of the trainer.

@@ -5,6 +5,7 @@ use msjoe::ops::attention::{Mask, Segments};
 use msjoe::ops::kernels::attention::{Packing, Shape, backward, forward, padded};
 use msjoe::ops::kernels::capability::{Capability, check};
 use msjoe::ops::kernels::decode::{Cached, Run, decode};
+use msjoe::ops::kernels::layer::{self, Rows, Turn};
 use msjoe::ops::kernels::similarity::{self as launches, Pairs};
 use msjoe::ops::kernels::{Element, check_same, offsets};
 use msjoe::ops::similarity::{Pair, similarity, split};
@@ -39,6 +40,27 @@ fn attention_shapes() {
         padded(&Tensor::zeros((3, 2, 160), DType::F32, &Device::Cpu).unwrap()),
         &["160", "[64, 80, 128]"],
     );
+}
+
+#[test]
+fn layer_shapes() {
+    refused(Rows::of("rms-norm", &[3, 12], DType::BF16), &["rms-norm", "12", "BF16", "pieces of 16 bytes"]);
+    refused(Rows::of("swiglu", &[3, 0], DType::F32), &["swiglu", "a last axis of 0"]);
+    refused(Rows::of("swiglu", &[3, 8], DType::F64), &["swiglu", "f32, bf16 and f16"]);
+    refused(
+        Rows::of("rms-norm", &[1 << 20, 1 << 12, 8], DType::F32),
+        &["rms-norm", "4294967296 rows", "2^31"],
+    );
+    assert!(
+        Rows::of("rms-norm", &[8], DType::BF16).is_ok() && Rows::of("rms-norm", &[2, 4], DType::F32).is_ok()
+    );
+    let rope = |dims: &[usize], dtype| layer::rope(dims, dtype, Turn::Forwards);
+    refused(rope(&[3, 8], DType::F32), &["rope", "(L, H, D)", "[3, 8]"]);
+    refused(rope(&[3, 2, 24], DType::BF16), &["rope", "24", "halves"]);
+    refused(rope(&[3, 2, 24], DType::F64), &["rope", "f32, bf16 and f16"]);
+    assert!(rope(&[3, 2, 24], DType::F32).is_ok());
+    let huge = Rows::of("swiglu", &[1 << 21, 1 << 14], DType::F32).unwrap();
+    refused(layer::swiglu(&huge), &["swiglu", "pieces of 16 bytes", "2^31"]);
 }
 
 #[test]

@@ -213,6 +213,11 @@ impl Clip {
         Ok(self.vision.patch_states(&pixels.to_device(&self.device)?.to_dtype(self.dtype)?)?)
     }
 
+    /// Where its tensors are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Side, in pixels, of the images that [`Self::encode_images`] takes.
     pub fn image_size(&self) -> u32 {
         self.processor.size()

@@ -174,6 +174,11 @@ impl TextModel {
         &self.device
     }
 
+    /// Type of the weights.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// The maps that may take an adapter, by name.
     pub(super) fn maps(&mut self) -> Vec<(String, Vec<&mut Linear>)> {
         let mut maps = vec![];

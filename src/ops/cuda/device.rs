@@ -22,6 +22,15 @@ pub fn prepare(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Free bytes of the device's memory.
+///
+/// # Errors
+/// Another device than CUDA; the driver's.
+pub fn free_memory(device: &Device) -> Result<u64> {
+    let free = device.as_cuda_device()?.cuda_stream().context().mem_get_info();
+    free.map(|(free, _)| free as u64).map_err(|e| failed("cuda", "free memory", e))
+}
+
 /// Multiprocessors of the device.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod device;
+pub mod layer;
 pub mod similarity;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
@@ -17,10 +18,11 @@ use super::kernels::{Argument, Buffer, Launch, Program};
 
 /// The kernels as portable code (PTX for compute capability 8.0), by the file they come from. The driver compiles a file
 /// for the device when its first kernel is launched, and remembers it.
-const MODULES: [(&str, &str); 5] = [
+const MODULES: [(&str, &str); 6] = [
     ("attention_forward", include_str!(concat!(env!("OUT_DIR"), "/attention_forward.ptx"))),
     ("attention_backward", include_str!(concat!(env!("OUT_DIR"), "/attention_backward.ptx"))),
     ("attention_decode", include_str!(concat!(env!("OUT_DIR"), "/attention_decode.ptx"))),
+    ("layer", include_str!(concat!(env!("OUT_DIR"), "/layer.ptx"))),
     ("similarity_backward", include_str!(concat!(env!("OUT_DIR"), "/similarity_backward.ptx"))),
     ("similarity", include_str!(concat!(env!("OUT_DIR"), "/similarity.ptx"))),
 ];

@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod capability;
 pub mod decode;
+pub mod layer;
 pub mod similarity;
 
 use candle_core::{DType, Result, Tensor};
