@@ -3,7 +3,8 @@
 //!     cargo run --release --example evolve -- --config examples/toy.toml --out runs
 //!     cargo run --release --example evolve -- --resume runs/2026-01-31-toy
 //!
-//! The settings file is described in `msjoe::rl::evolve::Settings`; `--print-config` writes one with every default. With a
+//! The settings file is described in `msjoe::rl::evolve::Settings`; `--print-config` writes one with every default. Models are
+//! known names, Hub repositories or folders. With a
 //! section `[pretrain]` the sampler learns alone first (stage 1), then both together. The run's folder holds the resolved
 //! settings, `metrics.jsonl`, TensorBoard events, checkpoints and at the end `report.html`, those of stage 1 in its folder `sampler`; Ctrl-C saves and
 //! ends, `--resume` goes on bit for bit. Output, one line per evaluation:
@@ -32,7 +33,8 @@ fn main() -> std::process::ExitCode {
 
 fn run(training: &Training) -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
-    let Some((run, settings)) = training.begin(Ok)? else { return Ok(()) };
-    let mut observe = training.observer(&cli::Stop::on_ctrl_c()?)?;
+    let stop = cli::Stop::on_ctrl_c()?;
+    let Some((run, settings)) = training.begin(&stop, Ok)? else { return Ok(()) };
+    let mut observe = training.observer(&stop)?;
     training.end(&run, msjoe::rl::evolve::evolve(settings, &run, &mut observe))
 }

@@ -12,7 +12,7 @@ mod cli;
 use anyhow::{Context, Result};
 use clap::Parser;
 use cli::training::Training;
-use msjoe::rl::evolve::Evolution;
+use msjoe::rl::evolve::{Evolution, Settings};
 
 /// Trains the sampler, with the language model frozen.
 #[derive(Parser)]
@@ -28,9 +28,11 @@ fn main() -> std::process::ExitCode {
 
 fn run(training: &Training) -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
-    let begun = training.begin(|settings| settings.first_stage().context("expected a section [pretrain]"))?;
+    let stop = cli::Stop::on_ctrl_c()?;
+    let first = |settings: Settings| settings.first_stage().context("expected a section [pretrain]");
+    let begun = training.begin(&stop, first)?;
     let Some((run, settings)) = begun else { return Ok(()) };
-    let mut observe = training.observer(&cli::Stop::on_ctrl_c()?)?;
+    let mut observe = training.observer(&stop)?;
     let report = Evolution::new(settings, &mut observe).and_then(|mut stage| stage.run(&run, &mut observe));
     training.end(&run, report)
 }

@@ -10,6 +10,7 @@ use msjoe::checkpoint::peft::LoraConfig;
 use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::config::{Config, Preset};
 use msjoe::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
+use msjoe::rl::evolve::{Settings, memory_plan};
 use msjoe::rl::memory::{
     Demand, Keep, Learn, MemoryPlan, Nodes, Phase, Rollout, Update, available, free_memory, text_elements,
     vision_elements,
@@ -224,6 +225,20 @@ fn the_peak_grows_with_layers_as_planned() {
     assert!((all / planned_all - 1.0).abs() < 0.15, "{shown}");
     // One layer's input is 1.6 MB here; everything of a layer is 9 times that.
     assert!(all > 5.0 * inputs, "{shown}");
+}
+
+/// The settings for 7B say how large a card they are for.
+#[test]
+fn the_settings_for_7b_fit_their_card() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("examples/qwen2_5_vl_7b.toml")).unwrap();
+    let mut settings: Settings = toml::from_str(&text).unwrap();
+    settings.models.mllm = root.join("models/qwen2.5-vl-7b");
+    settings.check().unwrap();
+    // Half precision has the same nodes on the CPU.
+    let plan = memory_plan(&settings, &(Device::Cpu, DType::BF16)).unwrap();
+    let peak = plan.peak() as f64 / 1e9;
+    assert!((40.0..72.0).contains(&peak), "{plan}");
 }
 
 /// Where every tensor operation is a node, as on a device, its results are counted.

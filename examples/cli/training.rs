@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use msjoe::data::world::Spec;
+use msjoe::hub::Hub;
 use msjoe::rl::config::EvolveConfig;
 use msjoe::rl::evaluate::Summary;
 use msjoe::rl::evolve::{Data, Evaluation, Event, Models, Pretraining, Report, Settings};
@@ -34,9 +35,13 @@ pub struct Training {
 }
 
 impl Training {
-    /// The run, with its settings as they are in its folder; `adjust` is applied to those of a new run. `None` when only the
-    /// settings were to be printed.
-    pub fn begin(&self, adjust: impl Fn(Settings) -> Result<Settings>) -> Result<Option<(Run, Settings)>> {
+    /// The run, with its settings as they are in its folder; `adjust` is applied to those of a new run, and models that are
+    /// named are fetched. `None` when only the settings were to be printed.
+    pub fn begin(
+        &self,
+        stop: &Stop,
+        adjust: impl Fn(Settings) -> Result<Settings>,
+    ) -> Result<Option<(Run, Settings)>> {
         if self.print_config {
             print!("{}", toml::to_string(&example())?);
             return Ok(None);
@@ -48,11 +53,15 @@ impl Training {
                 (run, settings)
             }
             (None, Some(path)) => {
-                let settings = adjust(read(path)?).with_context(|| path.display().to_string())?;
+                let mut settings = adjust(read(path)?).with_context(|| path.display().to_string())?;
                 settings.check().with_context(|| path.display().to_string())?;
                 // Before there is a folder: a device that is not there is no run.
                 settings.placement().with_context(|| path.display().to_string())?;
                 let name = path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
+                let hub = Hub::from_env()?;
+                for model in [&mut settings.models.mllm, &mut settings.models.clip] {
+                    *model = super::fetch(&hub, &model.to_string_lossy(), stop)?;
+                }
                 let build = Build::new(settings.models.device.as_str());
                 (Run::create(dated(&self.out, &name)?, &settings, &build)?, settings)
             }
