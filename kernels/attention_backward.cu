@@ -348,3 +348,7 @@ DELTA_KERNEL(attention_delta_f16, __half)
 WIDTH(64, 64)
 WIDTH(80, 64)
 WIDTH(128, 32)
+
+// For devices that give a block 99 KB of shared memory.
+QUERY_KERNEL(attention_backward_q_bf16_128_32, __nv_bfloat16, 128, 4, 32)
+QUERY_KERNEL(attention_backward_q_f16_128_32, __half, 128, 4, 32)

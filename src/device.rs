@@ -23,8 +23,19 @@ pub fn device(name: &str) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn cuda(ordinal: usize) -> candle_core::Result<Device> {
-    let device = Device::new_cuda(ordinal)?;
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+    // One for all: tensors of two, even on the same card, do not mix.
+    static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+    let mut open = OPEN.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(device) = open.get(&ordinal) {
+        return Ok(device.clone());
+    }
+    // A stream of its own: the default one is another for every thread, and what a thread writes there is not in order with
+    // what the next one reads.
+    let device = Device::new_cuda_with_stream(ordinal)?;
     crate::ops::cuda::device::prepare(&device)?;
+    open.insert(ordinal, device.clone());
     Ok(device)
 }
 

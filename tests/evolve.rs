@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use msjoe::checkpoint::random::{self, ClipSpec, QwenSpec};
 use msjoe::checkpoint::{Checkpoint, write_safetensors};
 use msjoe::data::world::{Spec, Split, World, vocabulary};
@@ -335,6 +335,14 @@ fn features_of_a_frame_do_not_depend_on_what_is_encoded_beside_it() {
         // The first is of another video and, by its name, comes after; so many that several batches are needed.
         let many = showing(&tasks[tasks.len() - 1], (0..8).collect(), show);
         assert_eq!(features(&[many, before, one])[2], alone[0], "{show:?}");
+    }
+    // Each keeps its own memory and no more: the gallery counts its bytes by it.
+    let one = showing(&tasks[0], vec![5, 6], ShowKeyFrames::Images);
+    let shown = Gallery::new(1 << 24).show(&chat, &[one]).unwrap();
+    for features in &shown[0].1 {
+        let (storage, _) = features.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { panic!("expected the CPU") };
+        assert_eq!(storage.as_slice::<f32>().unwrap().len(), features.elem_count());
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::backend::BackendStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
@@ -45,12 +45,10 @@ pub fn linear_no_bias(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if fused(x) {
         return x.contiguous()?.apply_op2(&laid_out(weight)?, LinearNoBias);
     }
-    let y = linear_no_bias_composed(&x.detach(), &weight.detach())?;
-    if !x.track_op() && !weight.track_op() {
-        return Ok(y);
+    if x.track_op() || weight.track_op() {
+        return x.apply_op2(weight, Product);
     }
-    // candle's own product would compute, and keep, the gradient of a frozen operand.
-    x.apply_op3(weight, &y, Attach)
+    linear_no_bias_composed(x, weight)
 }
 
 /// The composed twin of [`linear_no_bias`].
@@ -420,36 +418,47 @@ impl CustomOp3 for LinearOnto {
     }
 }
 
-/// Stands for the product `y` of `x` and `w`, computed outside the graph; any device and dtype.
-struct Attach;
+/// The product of tensors of any dtype on any device. candle's own would compute, and keep, the gradient of a frozen operand.
+struct Product;
 
-impl CustomOp3 for Attach {
+impl Product {
+    /// `x w^T` by the product of a backend.
+    fn of<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)>
+    where
+        S::Device: BackendDevice<Storage = S>,
+    {
+        let ((m, k), (n, _)) = (lx.shape().dims2()?, lw.shape().dims2()?);
+        let shape = Shape::from((m, n));
+        if m * n * k == 0 {
+            return Ok((x.device().zeros_impl(&shape, x.dtype())?, shape));
+        }
+        Ok((x.matmul(w, (1, m, n, k), lx, &lw.transpose(0, 1)?)?, shape))
+    }
+}
+
+impl CustomOp2 for Product {
     fn name(&self) -> &'static str {
-        "linear-attach"
+        "linear-product"
     }
 
     fn cpu_fwd(
         &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        y: &CpuStorage,
-        ly: &Layout,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Ok((y.try_clone(ly)?, ly.shape().clone()))
+        Self::of(x, lx, w, lw)
     }
 
     fn cuda_fwd(
         &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        y: &CudaStorage,
-        ly: &Layout,
+        x: &CudaStorage,
+        lx: &Layout,
+        w: &CudaStorage,
+        lw: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        Ok((y.try_clone(ly)?, ly.shape().clone()))
+        Self::of(x, lx, w, lw)
     }
 
     fn bwd(
@@ -457,12 +466,11 @@ impl CustomOp3 for Attach {
         x: &Tensor,
         w: &Tensor,
         _: &Tensor,
-        _: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let dx = if x.track_op() { Some(grad.matmul(w)?) } else { None };
         let dw = if w.track_op() { Some(grad.t()?.matmul(x)?) } else { None };
-        Ok((dx, dw, None))
+        Ok((dx, dw))
     }
 }

@@ -121,12 +121,15 @@ fn wide_dtype(hidden: &Tensor) -> DType {
     if hidden.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
+/// Whether logits are computed in the dtype of the tensors. candle multiplies half types on the CPU ten times slower than f32.
+fn rounds(hidden: &Tensor, head: &Tensor) -> bool {
+    hidden.dtype() == head.dtype() && !hidden.device().is_cpu()
+}
+
 /// `scale * hidden head^T` in the wide dtype.
 fn logits(hidden: &Tensor, head: &Tensor, scale: f64) -> Result<Tensor> {
     let wide = wide_dtype(hidden);
-    // candle multiplies half types on the CPU ten times slower than f32, and rounds the logits.
-    let as_is = hidden.dtype() == head.dtype() && !hidden.device().is_cpu();
-    let product = if as_is {
+    let product = if rounds(hidden, head) {
         hidden.matmul(&head.t()?)?.to_dtype(wide)?
     } else {
         hidden.to_dtype(wide)?.matmul(&head.to_dtype(wide)?.t()?)?
@@ -200,7 +203,11 @@ impl Pass {
             let Some([largest, sum, weighted]) = running else { bail!("log-probs: the vocabulary is empty") };
             let log_sum = (largest + sum.log()?)?;
             let target = self.target_rows(head, start, rows)?.to_dtype(log_sum.dtype())?;
-            let chosen = (panel.to_dtype(log_sum.dtype())? * target)?.sum_keepdim(1)?;
+            let mut chosen = (panel.to_dtype(log_sum.dtype())? * target)?.sum_keepdim(1)?;
+            if rounds(hidden, head) {
+                // As the logits that it is compared with.
+                chosen = chosen.to_dtype(hidden.dtype())?.to_dtype(log_sum.dtype())?;
+            }
             let log_prob = ((chosen * self.scale)? - &log_sum)?;
             results.push(Tensor::cat(&[log_prob, (sum.log()? - (weighted / sum)?)?], 1)?);
             log_sums.push(log_sum);

@@ -236,7 +236,12 @@ impl Moments {
                 let tensor = |values: &[f32]| Tensor::from_slice(values, shape, &Device::Cpu);
                 Ok((tensor(first)?, tensor(second)?))
             }
-            Self::Tensors { first, second } => Ok((first.copy()?, second.copy()?)),
+            // On the host: a device may have no room for them twice.
+            Self::Tensors { first, second } => {
+                let host =
+                    |x: &Tensor| if x.device().is_cpu() { x.copy() } else { x.to_device(&Device::Cpu) };
+                Ok((host(first)?, host(second)?))
+            }
         }
     }
 

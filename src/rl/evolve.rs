@@ -10,7 +10,7 @@ use super::config::{EvolveConfig, Learn, Rate, Worth};
 use super::difficulty::pass_rates;
 use super::evaluate::{Summary, evaluate, summary};
 use super::footage::Footage;
-use super::gallery::Gallery;
+use super::gallery::{Gallery, TOGETHER_ON_DEVICE};
 use super::learner::{Learner, read_folder, whole};
 use super::memory::{self, MemoryPlan};
 use super::plan::{Choosing, Plan};
@@ -503,7 +503,7 @@ pub fn memory_plan(settings: &Settings, (device, dtype): &(Device, DType)) -> Re
         },
         visual_tokens: trajectories * plan.key_frame_tokens.min(longest)
             + run.questions * plan.preview_count() * plan.preview_tokens,
-        patches: 4096,
+        patches: if device.is_cpu() { 4096 } else { TOGETHER_ON_DEVICE },
     };
     Ok(MemoryPlan::new(&config, &demand, memory::available(device)))
 }

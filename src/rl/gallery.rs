@@ -74,7 +74,7 @@ impl Showing {
 /// Patches that go through the vision tower together: on the CPU more small slices at once than one, and large ones each for
 /// itself; elsewhere enough to fill the device.
 const TOGETHER: usize = 512;
-const TOGETHER_ON_DEVICE: usize = 16_384;
+pub(super) const TOGETHER_ON_DEVICE: usize = 16_384;
 
 fn at_once(chat: &Qwen2_5VlChat, [_, h, w]: [usize; 3]) -> usize {
     let together = if chat.model.text().device().is_cpu() { TOGETHER } else { TOGETHER_ON_DEVICE };
@@ -92,8 +92,8 @@ fn encoded(chat: &Qwen2_5VlChat, slices: &[Patches]) -> Result<Vec<Tensor>> {
     let pixels = Tensor::from_vec(rows, (count * last.rows.len() / last.width, last.width), &Device::Cpu)?;
     let features = chat.model.vision(&pixels, &vec![last.grid; count])?;
     let tokens = features.dim(0)? / count;
-    // Of its own memory, so that forgetting a slice frees it.
-    let own = |i| features.narrow(0, i * tokens, tokens)?.copy();
+    // Of its own memory, so that forgetting a slice frees it; `copy` would keep the whole batch.
+    let own = |i| features.narrow(0, i * tokens, tokens)?.force_contiguous();
     (0..slices.len()).map(own).collect::<candle_core::Result<_>>().map_err(Error::from)
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 
 use candle_core::{DType, Device};
 
+use super::rollout::PREFILL;
 use crate::models::qwen2_5_vl::config::{Config, TextConfig, VisionConfig};
 use crate::{Error, Result};
 
@@ -122,8 +123,6 @@ const F32: usize = 4;
 const SCORE_ROWS: usize = 128;
 /// Chunks of [`crate::ops::log_prob`].
 const LOGITS: usize = 1024 * 2048;
-/// Prompt tokens that are prefilled at once by default.
-const PREFILL: usize = 2048;
 /// First size of a buffer of [`crate::nn::kv_cache`]; it doubles when full.
 const KV_ROWS: usize = 256;
 
@@ -144,13 +143,13 @@ impl MemoryPlan {
         }
         plan.add(Phase::Always, "optimizer moments (2 x f32)", 2 * learned * F32);
         plan.add(Phase::Always, "vision features", demand.visual_tokens * config.text.hidden_size * size);
-        plan.rollout(config, &demand.rollout, size);
+        plan.rollout(config, demand);
         plan.update(config, demand, learned);
         plan
     }
 
-    fn rollout(&mut self, config: &Config, rollout: &Rollout, size: usize) {
-        let text = &config.text;
+    fn rollout(&mut self, config: &Config, demand: &Demand) {
+        let (text, rollout, size) = (&config.text, &demand.rollout, demand.dtype.size_in_bytes());
         let row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim() * size;
         let sequences = rollout.prompts * rollout.num_generations;
         let prefixes = rollout.prompts * grown(rollout.prompt_tokens, PREFILL);
@@ -159,8 +158,11 @@ impl MemoryPlan {
         self.add(Phase::Rollout, "KV cache: completions", tails * row);
         self.add(Phase::Rollout, "logits of the newest tokens", sequences * text.vocab_size * F32);
         let chunk = rollout.prompt_tokens.min(PREFILL);
-        let wide = 3 * text.intermediate_size + 6 * text.hidden_size;
-        self.add(Phase::Rollout, "one layer of the prefill", chunk * wide * size);
+        let wide = (3 * text.intermediate_size + 6 * text.hidden_size) * size;
+        // An adapter's sums are f32: the output widened, the product of the factors, its multiple, their sum.
+        let adapted = matches!(demand.learn, Learn::Adapter(1..)) && demand.nodes == Nodes::Steps;
+        let low = if adapted { 4 * text.intermediate_size * F32 } else { 0 };
+        self.add(Phase::Rollout, "one layer of the prefill", chunk * (wide + low));
     }
 
     fn update(&mut self, config: &Config, demand: &Demand, learned: usize) {

@@ -387,4 +387,4 @@ impl Rollout<'_> {
 }
 
 /// Prompt tokens that are prefilled together.
-const PREFILL: usize = 8192;
+pub(super) const PREFILL: usize = 8192;

@@ -218,7 +218,8 @@ impl TextModel {
         self.config.hidden_size
     }
 
-    /// Rotary angles, each frequency taken at its section's axis: two tensors (L, head_dim / 2) in the model's dtype.
+    /// Rotary angles, each frequency taken at its section's axis: two tensors (L, head_dim / 2), f32 for a model in half
+    /// precision.
     fn angles(&self, embeds: &Tensor, positions: &[[i64; 3]]) -> Result<(Tensor, Tensor)> {
         if embeds.dim(0)? != positions.len() {
             candle_core::bail!("text model: {} embeddings, but {} positions", embeds.dim(0)?, positions.len())
@@ -236,7 +237,8 @@ impl TextModel {
             .flat_map(|at| frequencies.iter().map(|&(axis, frequency)| at[axis] as f32 * frequency))
             .collect();
         let angles = Tensor::from_vec(angles, (positions.len(), half), &self.device)?;
-        Ok((angles.cos()?.to_dtype(self.dtype)?, angles.sin()?.to_dtype(self.dtype)?))
+        let dtype = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        Ok((angles.cos()?.to_dtype(dtype)?, angles.sin()?.to_dtype(dtype)?))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::ops::kernels::decode::{Cached, decode};
 /// Shapes, types and offsets without kernels; the driver's.
 pub fn attend(packing: &Packing, [q, k, v]: [Input; 3]) -> Result<(CudaStorage, Shape, Tensor)> {
     let dims = [q.1.dims(), k.1.dims(), v.1.dims()];
-    let heads = Heads::new("attention", dims, q.0.dtype())?;
+    let heads = Heads::new("attention", dims, q.0.dtype())?.within(device::shared_memory(q.0.device())?);
     let mut outputs = run(&forward(packing, &heads)?, &[q, k, v], Memory::Uninitialised)?;
     match (outputs.pop(), outputs.pop()) {
         (Some(lse), Some(out)) => Ok((out, q.1.shape().clone(), tensor(lse, &[heads.heads, heads.rows]))),
@@ -28,7 +28,8 @@ pub fn attend(packing: &Packing, [q, k, v]: [Input; 3]) -> Result<(CudaStorage, 
 /// As [`attend`].
 pub fn gradients(packing: &Packing, tensors: [&Tensor; 6]) -> Result<[Tensor; 3]> {
     let [q, k, v, ..] = tensors;
-    let heads = Heads::new("attention backward", [q.dims(), k.dims(), v.dims()], q.dtype())?;
+    let heads = Heads::new("attention backward", [q.dims(), k.dims(), v.dims()], q.dtype())?
+        .within(device::shared_memory(q.device().as_cuda_device()?)?);
     let outputs = run_tensors(&backward(packing, &heads)?, &tensors, Memory::Uninitialised)?;
     outputs.try_into().or_else(|_| candle_core::bail!("attention backward: the launches gave no output"))
 }
@@ -72,7 +73,8 @@ fn spread(q: &Tensor, sequences: &[CachedKeys], scale: f32) -> Result<Tensor> {
 fn packed(q: &Tensor, sequences: &[CachedKeys], scale: f32) -> Result<Tensor> {
     let (k, v, packing) = CachedKeys::packed(sequences, scale)?;
     let (k, v) = (padded(&k)?, padded(&v)?);
-    let heads = Heads::new("attention over a cache", [q.dims(), k.dims(), v.dims()], q.dtype())?;
+    let heads = Heads::new("attention over a cache", [q.dims(), k.dims(), v.dims()], q.dtype())?
+        .within(device::shared_memory(q.device().as_cuda_device()?)?);
     let outputs = run_tensors(&forward(&packing, &heads)?, &[q, &k, &v], Memory::Uninitialised)?;
     outputs
         .into_iter()

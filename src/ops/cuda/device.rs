@@ -1,7 +1,7 @@
 //! What a device must be before kernels are launched on it.
 
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
-use candle_core::{Device, Result};
+use candle_core::{CudaDevice, Device, Result};
 
 use super::failed;
 use crate::ops::kernels::capability::{self, Capability};
@@ -29,6 +29,16 @@ pub fn prepare(device: &Device) -> Result<()> {
 pub fn free_memory(device: &Device) -> Result<u64> {
     let free = device.as_cuda_device()?.cuda_stream().context().mem_get_info();
     free.map(|(free, _)| free as u64).map_err(|e| failed("cuda", "free memory", e))
+}
+
+/// Bytes of shared memory that a block may have.
+///
+/// # Errors
+/// The driver's.
+pub fn shared_memory(device: &CudaDevice) -> Result<usize> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let most = device.cuda_stream().context().attribute(attribute);
+    most.map(|most| most as usize).map_err(|e| failed("cuda", "shared memory of a block", e))
 }
 
 /// Multiprocessors of the device.

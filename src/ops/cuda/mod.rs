@@ -6,7 +6,7 @@ pub mod layer;
 pub mod similarity;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::cuda::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
+use candle_core::cuda::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda::cudarc::driver::{
     CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop, result,
 };
@@ -63,8 +63,9 @@ pub fn run(program: &Program, inputs: &[Input], memory: Memory) -> Result<Vec<Cu
         .map(|input| source(op, &device, &stream, *input, &mut guards))
         .collect::<Result<Vec<u64>>>()?;
     let lists = Lists::new(program, &sources)?;
-    let on_device = device.clone_htod(&lists.words)?;
-    let (lists_at, lists_guard) = on_device.device_ptr(&stream);
+    // A program without lists uploads nothing.
+    let on_device = (!lists.words.is_empty()).then(|| device.clone_htod(&lists.words)).transpose()?;
+    let (lists_at, lists_guard) = on_device.as_ref().map(|lists| lists.device_ptr(&stream)).unzip();
 
     let mut made = allocate(program, &device)?;
     let mut write_guards = vec![];
@@ -85,7 +86,7 @@ pub fn run(program: &Program, inputs: &[Input], memory: Memory) -> Result<Vec<Cu
         .map(|(i, buffer)| match buffer {
             Buffer::Input(at) => sources.get(*at).copied(),
             Buffer::Output(..) | Buffer::Scratch(_) => new.next(),
-            _ => Some(lists_at + 8 * lists.starts[i] as u64),
+            _ => lists_at.map(|at| at + 8 * lists.starts[i] as u64),
         })
         .map(|at| at.ok_or_else(|| failed(op, "inputs", "fewer than the launches name")))
         .collect::<Result<Vec<u64>>>()?;
@@ -227,9 +228,6 @@ impl Lists {
                 _ => {}
             }
         }
-        if lists.words.is_empty() {
-            lists.words.push(0);
-        }
         Ok(lists)
     }
 }
@@ -242,8 +240,11 @@ fn launch(op: &str, device: &CudaDevice, one: &Launch, addresses: &[u64]) -> Res
         candle_core::bail!("{op}: no kernel is called {name}")
     };
     let function = device.get_or_load_custom_func(name, module, ptx).map_err(|e| failed(op, name, e))?;
-    if one.shared > SHARED {
-        allow_shared(op, device, one)?;
+    // What a kernel declares itself counts as well.
+    let own = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+    let own = function.get_attribute(own).map_err(|e| failed(op, name, e))?;
+    if one.shared + own as usize > SHARED {
+        allow_shared(op, device, one, own as usize)?;
         let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(most, one.shared as i32).map_err(|e| failed(op, name, e))?;
     }
@@ -277,15 +278,13 @@ fn belongs(kernel: &str, module: &str) -> bool {
 }
 
 /// That the device has the shared memory of a launch.
-fn allow_shared(op: &str, device: &CudaDevice, one: &Launch) -> Result<()> {
-    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-    let most =
-        device.cuda_stream().context().attribute(attribute).map_err(|e| failed(op, "device attribute", e))?;
-    if one.shared > most as usize {
+fn allow_shared(op: &str, device: &CudaDevice, one: &Launch, own: usize) -> Result<()> {
+    let most = device::shared_memory(device).map_err(|e| failed(op, "device attribute", e))?;
+    if one.shared + own > most {
         candle_core::bail!(
             "{op}: {} needs {} bytes of shared memory for a block, this device has {most}; use a smaller width or fewer queries",
             one.kernel,
-            one.shared
+            one.shared + own
         )
     }
     Ok(())

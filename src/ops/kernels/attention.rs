@@ -9,6 +9,11 @@ use crate::ops::attention::{Mask, Segments};
 /// Widths of a head that the kernels are compiled for.
 pub const WIDTHS: [usize; 3] = [64, 80, 128];
 
+/// Bytes of shared memory that a block may have with compute capability 8.0; 9.0 has more.
+pub const ROOM: usize = 163 * 1024;
+/// The same with 8.6, 8.9 and 12.0.
+pub const LITTLE_ROOM: usize = 99 * 1024;
+
 /// Shapes of queries (L, H, D), keys and values (Lk, Hkv, D).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -24,9 +29,16 @@ pub struct Shape {
     pub kv_heads: usize,
     /// D
     pub width: usize,
+    /// Bytes of shared memory that a block may have, [`ROOM`] by default.
+    pub room: usize,
 }
 
 impl Shape {
+    /// For a device that gives a block so many bytes of shared memory.
+    pub fn within(self, room: usize) -> Self {
+        Self { room, ..self }
+    }
+
     /// From the dimensions of queries, keys and values.
     ///
     /// # Errors
@@ -52,7 +64,7 @@ impl Shape {
         let element = Element::of(op, dtype)?;
         int(op, "query rows", rows * heads)?;
         int(op, "key rows", keys * kv_heads)?;
-        Ok(Self { element, rows, keys, heads, kv_heads, width })
+        Ok(Self { element, rows, keys, heads, kv_heads, width, room: ROOM })
     }
 
     fn kernel(&self, name: &str) -> String {
@@ -173,7 +185,10 @@ pub fn forward(packing: &Packing, shape: &Shape) -> Result<Program> {
     packing.check(op, shape)?;
     let longest = packing.cu_q.windows(2).map(|b| b[1] - b[0]).max().unwrap_or(0);
     // Two parts of 16 rows for each of four warps and two stages, or one of each; f32 has half the keys in a tile.
-    let (rows, stages, keys) = match (shape.half(), longest > 64) {
+    let shared = |rows: usize, stages: usize, keys: usize| {
+        tile_bytes(shape.element, shape.width, rows + 2 * stages * keys)
+    };
+    let (rows, stages, keys) = match (shape.half(), longest > 64 && shared(128, 2, 64) <= shape.room) {
         (true, true) => (128, 2, 64),
         (true, false) => (64, 1, 64),
         (false, _) => (64, 1, 32),
@@ -202,9 +217,8 @@ pub fn forward(packing: &Packing, shape: &Shape) -> Result<Program> {
         packing.causal(),
         Float(packing.scale),
     ];
-    let shared = tile_bytes(shape.element, shape.width, rows as usize + 2 * stages * keys);
     let kernel = format!("{}_{rows}", shape.kernel("attention_forward"));
-    program.launch(kernel, blocks, (128, shared), arguments)?;
+    program.launch(kernel, blocks, (128, shared(rows as usize, stages, keys)), arguments)?;
     Ok(program)
 }
 
@@ -231,8 +245,13 @@ pub fn backward(packing: &Packing, shape: &Shape) -> Result<Program> {
     program.launch(name, numbers.div_ceil(8), (256, 0), arguments)?;
 
     let shared = |moving: usize| tile_bytes(shape.element, shape.width, 128 + 4 * moving) + 16 * moving;
-    let moving_keys = if shape.half() { 64 } else { 16 };
-    let moving_queries = if shape.half() && shape.width == 128 { 32 } else { moving_keys };
+    let most_keys = if shape.half() { 64 } else { 16 };
+    let wide = shape.half() && shape.width == 128;
+    let moving_queries = if wide { 32 } else { most_keys };
+    let (moving_keys, few) = match wide && shared(most_keys) > shape.room {
+        true => (32, "_32"),
+        false => (most_keys, ""),
+    };
     let (causal, scale) = (packing.causal(), Float(packing.scale));
     let q_tiles = packing.query_tiles(64);
     let blocks = q_tiles.len() * shape.heads;
@@ -240,7 +259,8 @@ pub fn backward(packing: &Packing, shape: &Shape) -> Result<Program> {
     let arguments = vec![
         q, k, v, grad, lse, delta, dq, cu_q, cu_k, prefixes, q_tiles, heads, kv_heads, rows, causal, scale,
     ];
-    program.launch(shape.kernel("attention_backward_q"), blocks, (128, shared(moving_keys)), arguments)?;
+    let kernel = shape.kernel("attention_backward_q") + few;
+    program.launch(kernel, blocks, (128, shared(moving_keys)), arguments)?;
 
     let k_tiles = tiles(&packing.cu_k, 64);
     let blocks = k_tiles.len() * shape.kv_heads;
