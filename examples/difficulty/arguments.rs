@@ -115,8 +115,8 @@ impl Arguments {
     }
 
     /// Everything that a rate depends on besides its question.
-    pub fn settings(&self, folder: &Path, estimation: &Estimation) -> serde_json::Value {
+    pub fn settings(&self, folder: &Path, dtype: DType, estimation: &Estimation) -> serde_json::Value {
         let world = self.world.then(|| format!("{} {:?}", self.world_seed, self.split));
-        json!({ "mllm": folder, "adapter": self.adapter, "dtype": self.dtype, "fps": self.fps, "world": world, "estimation": estimation })
+        json!({ "mllm": folder, "adapter": self.adapter, "dtype": dtype.as_str(), "fps": self.fps, "world": world, "estimation": estimation })
     }
 }

@@ -52,7 +52,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     long_enough(&tasks, arguments.frames)?;
     let folder = cli::fetch(&Hub::from_env()?, &arguments.mllm, &stop)?;
     // Before the model is loaded: a record of another estimation is refused.
-    let mut record = Record::open(arguments.record(), &arguments.settings(&folder, &estimation))?;
+    let mut record = Record::open(arguments.record(), &arguments.settings(&folder, dtype, &estimation))?;
     match (record.len(), record.dropped) {
         (0, 0) => {}
         (known, dropped) => eprintln!("resumed: {known} questions are known, {dropped} broken lines dropped"),

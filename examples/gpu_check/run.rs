@@ -67,24 +67,27 @@ fn run(args: &Args) -> Result<bool> {
         .context("no GPU to check: this program needs an NVIDIA GPU and its driver")?;
     let seed = args.seed.unwrap_or_else(rand::random);
     let mut report = Report::new(&device, seed)?;
-    let wanted = |part: Part| args.only.is_none_or(|only| only == part);
-    if wanted(Part::Ops) {
-        eprintln!("operations against their CPU twins, seed {seed}");
-        ops::check(&device, seed, &mut report)?;
-    }
-    if wanted(Part::Models) {
-        eprintln!("models and a step of training on both devices");
-        models::check(&device, &args.models, seed, &mut report)?;
-        step::check(&device, &args.models, seed, &mut report)?;
-        trainer::check(&device, &args.models, &mut report)?;
-    }
-    if wanted(Part::Times) {
-        eprintln!("times");
-        timing::ops(&device, args.rounds, &mut report)?;
-    }
-    if wanted(Part::Model7b) {
-        eprintln!("a 7B-shaped model with random weights");
-        model7b::times(&device, &mut report)?;
+    type Check<'a> = &'a dyn Fn(&mut Report) -> Result<()>;
+    let parts: [(Part, &str, Check); 4] = [
+        (Part::Ops, "operations against their CPU twins", &|report| ops::check(&device, seed, report)),
+        (Part::Models, "models and steps of training on both devices", &|report| {
+            models::check(&device, &args.models, seed, report)?;
+            step::check(&device, &args.models, seed, report)?;
+            trainer::check(&device, &args.models, report)
+        }),
+        (Part::Times, "times", &|report| timing::ops(&device, args.rounds, report)),
+        (Part::Model7b, "a 7B-shaped model with random weights", &|report| model7b::times(&device, report)),
+    ];
+    for (part, what, check) in parts {
+        if args.only.is_some_and(|only| only != part) {
+            continue;
+        }
+        eprintln!("{what}, seed {seed}");
+        if let Err(error) = check(&mut report) {
+            // The others still count, and so does what is known of this one.
+            eprintln!("error: {what}: {error:#}");
+            report.judge(&format!("{what}: came to its end"), f64::NAN, 0.0);
+        }
     }
     report.write(&args.out)?;
     if args.json {

@@ -6,6 +6,7 @@ use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
 use candle_core::{DType, Device, Tensor};
 use msjoe::ops::attention::{Mask, Segments};
 use msjoe::ops::attention_cached::{CachedKeys, attention_cached};
+use msjoe::ops::cuda::device::shared_memory;
 use msjoe::ops::cuda::{Memory, run_tensors};
 use msjoe::ops::kernels::attention::{Packing, Shape, backward, forward};
 use msjoe::ops::kernels::similarity as launches;
@@ -127,7 +128,8 @@ fn attention(clock: &Clock, report: &mut Report, packed: &Packed) -> Result<()> 
     let of = |heads: usize| clock.normal(&[rows, heads, width], dtype);
     let (q, k, v, grad) = (of(heads)?, of(kv_heads)?, of(kv_heads)?, of(heads)?);
     let packing = Packing::of(segments, mask, (width as f32).powf(-0.5))?;
-    let shape = Shape::new("attention", [q.dims(), k.dims(), v.dims()], dtype)?;
+    let shape = Shape::new("attention", [q.dims(), k.dims(), v.dims()], dtype)?
+        .within(shared_memory(clock.device.as_cuda_device()?)?);
     let pairs: f64 = segments.lengths().map(|len| (len * len) as f64).sum();
     let seen = if mask == Mask::Causal { pairs / 2.0 } else { pairs };
     let flop = 4.0 * seen * (heads * width) as f64;

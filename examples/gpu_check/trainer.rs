@@ -1,7 +1,6 @@
 //! One whole step of joint training on both devices: rollout, rewards, GRPO of an adapter and REINFORCE of the sampler on the
 //! small models and a video of the toy world.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,7 +11,7 @@ use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::sampler::Sampler;
 use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig};
-use msjoe::rl::learner::Learner;
+use msjoe::rl::learner::{Files, Learner};
 use msjoe::rl::plan::Plan;
 use msjoe::rl::tally::Tally;
 use msjoe::rl::tasks::world_tasks;
@@ -20,40 +19,54 @@ use msjoe::rl::trainer::Trainer;
 
 use crate::report::Report;
 
-/// Relative, of a step's figures. A draw that falls between two nearly equal probabilities may differ, and with it a reply.
-const LIMIT: f64 = 0.02;
-/// What depends on no reply in particular comes first.
-const FIGURES: [&str; 7] = [
-    "sampler/entropy",
-    "entropy",
-    "reward",
-    "completions/mean_length",
-    "loss",
-    "grad_norm",
-    "sampler/grad_norm",
-];
+/// Relative, of a step's figures.
+const LIMIT: f64 = 0.005;
+const FIGURES: [&str; 5] = ["sampler/entropy", "entropy", "loss", "grad_norm", "sampler/grad_norm"];
+/// A draw between two probabilities that differ in their last digits may fall otherwise on a device, and with it a reply: then
+/// the next seed is taken.
+const SEEDS: [u64; 3] = [7, 8, 9];
 
 pub fn check(device: &Device, folder: &Path, report: &mut Report) -> Result<()> {
-    let (cpu, _) = stepped(&Device::Cpu, folder)?;
-    let (gpu, trained) = stepped(device, folder)?;
-    for name in FIGURES {
-        let of = |tally: &Tally| tally.get(name).with_context(|| format!("the step has no {name}"));
-        let (cpu, gpu) = (of(&cpu)?, of(&gpu)?);
-        report.judge(&format!("joint step, {name}"), (gpu - cpu).abs() / cpu.abs().max(1e-3), LIMIT);
+    for seed in SEEDS {
+        let (cpu, _) = stepped(&Device::Cpu, folder, seed)?;
+        let (gpu, trained) = stepped(device, folder, seed)?;
+        let of =
+            |tally: &Tally, name: &str| tally.get(name).with_context(|| format!("the step has no {name}"));
+        let differs = |name: &str| -> Result<f64> {
+            let (cpu, gpu) = (of(&cpu, name)?, of(&gpu, name)?);
+            Ok((gpu - cpu).abs() / cpu.abs().max(1e-3))
+        };
+        if differs("completions/mean_length")? > 0.0 || differs("reward")? > 1e-6 {
+            eprintln!("joint step: the replies of seed {seed} differ; the next seed");
+            continue;
+        }
+        for name in FIGURES {
+            report.judge(&format!("joint step, {name}"), differs(name)?, LIMIT);
+        }
+        // What was written and rolled out by the same weights.
+        let apart = of(&gpu, "sampling/sampling_logp_difference/max")?;
+        report.judge("joint step, log-probabilities of rollout and update", apart, 1e-3);
+        return restored(device, folder, seed, &trained, report);
     }
-    // What was written and rolled out by the same weights.
-    let apart = gpu.get("sampling/sampling_logp_difference/max").context("no log-probabilities")?;
-    report.judge("joint step, log-probabilities of rollout and update", apart, 1e-3);
-    // A checkpoint goes over the host and back.
-    let mut again = learner(device, folder)?;
-    again.restore(trained.files()?)?;
-    let (found, saved) = (flat(&again)?, flat(&trained)?);
-    report.check("joint step, restored adapter and sampler", &found, &saved, (0.0, None, 0.0))
+    report.judge("joint step, the same replies with any of three seeds", 1.0, 0.0);
+    Ok(())
 }
 
-fn config() -> EvolveConfig {
+/// A checkpoint comes from the host; after it the learner is what was saved, the optimizers' moments too.
+fn restored(device: &Device, folder: &Path, seed: u64, trained: &Learner, report: &mut Report) -> Result<()> {
+    let mut files = trained.files()?;
+    for tensor in files.values_mut().flat_map(|tensors| tensors.values_mut()) {
+        *tensor = tensor.to_device(&Device::Cpu)?;
+    }
+    let saved = flat(&files)?;
+    let mut again = learner(device, folder, seed)?;
+    again.restore(files)?;
+    report.check("joint step, restored", &flat(&again.files()?)?, &saved, (0.0, None, 0.0))
+}
+
+fn config(seed: u64) -> EvolveConfig {
     EvolveConfig {
-        seed: 7,
+        seed,
         steps: 1,
         questions: 4,
         generations: 4,
@@ -66,26 +79,23 @@ fn config() -> EvolveConfig {
     }
 }
 
-fn learner(device: &Device, folder: &Path) -> Result<Learner> {
+fn learner(device: &Device, folder: &Path, seed: u64) -> Result<Learner> {
     let mllm = folder.join("mllm");
     let chat = Qwen2_5VlChat::load(&mllm, DType::F32, device)?;
     let clip = Clip::load(&folder.join("clip"), DType::F32, device)?;
     let sampler = Sampler::load(folder.join("sampler.safetensors"), device)?;
-    Ok(Learner::new(chat, &Checkpoint::open(&mllm)?, clip, sampler, &config())?)
+    Ok(Learner::new(chat, &Checkpoint::open(&mllm)?, clip, sampler, &config(seed))?)
 }
 
-fn stepped(device: &Device, folder: &Path) -> Result<(Tally, Learner)> {
+fn stepped(device: &Device, folder: &Path, seed: u64) -> Result<(Tally, Learner)> {
     let tasks = world_tasks(&World::new(Spec::default(), 1)?, Split::Train, 0..2);
-    let mut trainer = Trainer::new(config(), learner(device, folder)?, tasks)?;
+    let mut trainer = Trainer::new(config(seed), learner(device, folder, seed)?, tasks)?;
     let tally = trainer.step()?;
     Ok((tally, trainer.learner))
 }
 
-fn flat(learner: &Learner) -> Result<Tensor> {
-    let files: BTreeMap<String, _> = learner.files()?;
-    let all = files.iter().filter(|(name, _)| ["adapter_model", "sampler"].contains(&name.as_str()));
-    let all = all.flat_map(|(_, tensors)| tensors.values());
-    let all: Vec<Tensor> =
-        all.map(|x| x.to_device(&Device::Cpu)?.flatten_all()).collect::<candle_core::Result<_>>()?;
-    Ok(Tensor::cat(&all, 0)?)
+fn flat(files: &Files) -> Result<Tensor> {
+    let all = files.values().flat_map(|tensors| tensors.values());
+    let wide = all.map(|x| x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all());
+    Ok(Tensor::cat(&wide.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }

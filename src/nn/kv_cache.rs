@@ -7,8 +7,19 @@ use candle_core::{Result, Tensor};
 
 use crate::ops::attention_cached::CachedKeys;
 
-/// Rows a buffer starts with; it doubles when full.
+/// Rows a buffer starts with; it grows by a quarter when full.
 const CAPACITY: usize = 256;
+
+/// Rows of a buffer of `room` rows once it must hold `needed`.
+fn grown(room: usize, needed: usize) -> usize {
+    if needed <= room { room } else { needed.max(room + room / 4).max(CAPACITY) }
+}
+
+/// Rows that a buffer has taken once `prompt` rows came in chunks of `chunk`, and then `new` one by one.
+pub(crate) fn capacity(prompt: usize, chunk: usize, new: usize) -> usize {
+    let chunks = (0..prompt).step_by(chunk.max(1)).map(|start| prompt.min(start + chunk));
+    chunks.chain(prompt + 1..=prompt + new).fold(0, grown)
+}
 
 #[derive(Debug, Clone)]
 struct Buffer {
@@ -24,8 +35,8 @@ impl Buffer {
         let len = slot.as_ref().map_or(0, |b| b.len);
         let room = slot.as_ref().map_or(0, |b| b.keys.dims()[0]);
         if len + rows > room {
-            let capacity = (len + rows).max(2 * room).max(CAPACITY);
-            let grown = |old: Option<&Tensor>| -> Result<Tensor> {
+            let capacity = grown(room, len + rows);
+            let larger = |old: Option<&Tensor>| -> Result<Tensor> {
                 let new = Tensor::zeros((capacity, hkv, d), keys.dtype(), keys.device())?;
                 if let Some(old) = old.filter(|_| len > 0) {
                     new.slice_set(&old.narrow(0, 0, len)?.contiguous()?, 0, 0)?;
@@ -33,7 +44,7 @@ impl Buffer {
                 Ok(new)
             };
             let (k, v) = (slot.as_ref().map(|b| &b.keys), slot.as_ref().map(|b| &b.values));
-            *slot = Some(Buffer { keys: grown(k)?, values: grown(v)?, len });
+            *slot = Some(Buffer { keys: larger(k)?, values: larger(v)?, len });
         }
         if let Some(buffer) = slot {
             buffer.keys.slice_set(&keys.contiguous()?, 0, len)?;

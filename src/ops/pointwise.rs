@@ -32,8 +32,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         candle_core::bail!("swiglu: gate {:?} and up {:?} differ in shape", gate.dims(), up.dims())
     }
-    let width = gate.dims().last().copied().unwrap_or(0);
-    let pieces = in_pieces(gate.dtype(), width) && gate.dtype() == up.dtype();
+    let pieces = in_pieces(gate.dtype(), gate.elem_count()) && gate.dtype() == up.dtype();
     if fused(gate) || has_kernels(gate) && pieces {
         gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
     } else {

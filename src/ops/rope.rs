@@ -20,8 +20,8 @@ pub fn rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             sin.dims()
         )
     }
-    let kernels = has_kernels(xs) && cos.dtype() == DType::F32 && in_pieces(xs.dtype(), d / 2);
-    if fused(xs) || kernels {
+    let plain = cos.dtype() == DType::F32 && sin.dtype() == DType::F32;
+    if plain && (fused(xs) || has_kernels(xs) && in_pieces(xs.dtype(), d / 2)) {
         return xs.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rope);
     }
     rope_composed(&xs.to_dtype(cos.dtype())?, cos, sin)?.to_dtype(xs.dtype())

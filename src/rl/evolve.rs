@@ -12,7 +12,7 @@ use super::evaluate::{Summary, evaluate, summary};
 use super::footage::Footage;
 use super::gallery::{Gallery, TOGETHER_ON_DEVICE};
 use super::learner::{Learner, read_folder, whole};
-use super::memory::{self, MemoryPlan};
+use super::memory::{self, Demand, MemoryPlan, Nodes};
 use super::plan::{Choosing, Plan};
 use super::run::{Build, Run, Snapshot};
 use super::tasks::{balanced, file_tasks, long_enough, world_tasks};
@@ -459,12 +459,18 @@ impl Evolution {
     }
 }
 
-/// What a run needs in memory at most: every prompt as long as the budgets of visual tokens allow.
+/// What a run needs in memory at most, beside what there is.
 ///
 /// # Errors
 /// A language model whose configuration cannot be read.
 pub fn memory_plan(settings: &Settings, (device, dtype): &(Device, DType)) -> Result<MemoryPlan> {
     let config = Config::load(&settings.models.mllm)?;
+    let demand = demand(settings, &config, (Nodes::of(device, *dtype), *dtype));
+    Ok(MemoryPlan::new(&config, &demand, memory::available(device)))
+}
+
+/// What a run asks of memory: every prompt as long as the budgets of visual tokens allow.
+pub fn demand(settings: &Settings, config: &Config, (nodes, dtype): (Nodes, DType)) -> Demand {
     let (run, plan) = (&settings.evolve, &settings.evolve.plan);
     let (d, inner) = (config.text.hidden_size, config.text.intermediate_size);
     let kv = config.text.num_key_value_heads * config.text.head_dim();
@@ -480,15 +486,13 @@ pub fn memory_plan(settings: &Settings, (device, dtype): &(Device, DType)) -> Re
     let longest = (plan.key_frame_tokens + text).min(config.text.max_position_embeddings);
     let new_tokens = plan.query_tokens.max(plan.answer_tokens);
     let tokens = run.micro_batch_tokens.max(longest + plan.query_tokens + plan.answer_tokens);
-    let tokens = tokens * run.micro_batches_at_once;
-    let demand = memory::Demand {
+    // A frozen model has no update.
+    let learns = usize::from(run.model.learn != Learn::Nothing);
+    let tokens = tokens * run.micro_batches_at_once * learns;
+    Demand {
         learn,
-        dtype: *dtype,
-        nodes: if device.is_cpu() && *dtype == DType::F32 {
-            memory::Nodes::Layers
-        } else {
-            memory::Nodes::Steps
-        },
+        dtype,
+        nodes,
         rollout: memory::Rollout {
             prompts: trajectories,
             prompt_tokens: longest,
@@ -503,9 +507,8 @@ pub fn memory_plan(settings: &Settings, (device, dtype): &(Device, DType)) -> Re
         },
         visual_tokens: trajectories * plan.key_frame_tokens.min(longest)
             + run.questions * plan.preview_count() * plan.preview_tokens,
-        patches: if device.is_cpu() { 4096 } else { TOGETHER_ON_DEVICE },
-    };
-    Ok(MemoryPlan::new(&config, &demand, memory::available(device)))
+        patches: if nodes == Nodes::Kernels { TOGETHER_ON_DEVICE } else { 4096 },
+    }
 }
 
 /// The plan of an evaluation: greedy turns, and `instead` where training draws from the sampler.

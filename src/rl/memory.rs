@@ -10,6 +10,7 @@ use candle_core::{DType, Device};
 
 use super::rollout::PREFILL;
 use crate::models::qwen2_5_vl::config::{Config, TextConfig, VisionConfig};
+use crate::nn::kv_cache::capacity;
 use crate::{Error, Result};
 
 /// Which parameters learn.
@@ -37,8 +38,21 @@ pub enum Keep {
 pub enum Nodes {
     /// A whole layer with a backward of its own: f32 on the CPU.
     Layers,
-    /// Every tensor operation, which keeps its result: half precision, and devices.
-    Steps,
+    /// Every tensor operation, but attention, norms, rotary positions and SwiGLU, each as one: a CUDA device.
+    Kernels,
+    /// Every tensor operation, the scores of attention among them: half precision on the CPU.
+    Operations,
+}
+
+impl Nodes {
+    /// Those of a device and a precision.
+    pub fn of(device: &Device, dtype: DType) -> Self {
+        match (device.is_cpu(), dtype) {
+            (true, DType::F32) => Self::Layers,
+            (true, _) => Self::Operations,
+            (false, _) => Self::Kernels,
+        }
+    }
 }
 
 /// Sequences that are generated at the same time.
@@ -123,8 +137,6 @@ const F32: usize = 4;
 const SCORE_ROWS: usize = 128;
 /// Chunks of [`crate::ops::log_prob`].
 const LOGITS: usize = 1024 * 2048;
-/// First size of a buffer of [`crate::nn::kv_cache`]; it doubles when full.
-const KV_ROWS: usize = 256;
 
 impl MemoryPlan {
     /// The plan for a Qwen2.5-VL of the given sizes.
@@ -152,15 +164,19 @@ impl MemoryPlan {
         let (text, rollout, size) = (&config.text, &demand.rollout, demand.dtype.size_in_bytes());
         let row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim() * size;
         let sequences = rollout.prompts * rollout.num_generations;
-        let prefixes = rollout.prompts * grown(rollout.prompt_tokens, PREFILL);
-        let tails = sequences * grown(rollout.new_tokens, KV_ROWS);
+        // A single completion grows its prompt's own buffer.
+        let (tails, own) = match rollout.num_generations {
+            1 => (0, rollout.new_tokens),
+            _ => (sequences * capacity(0, 1, rollout.new_tokens), 0),
+        };
+        let prefixes = rollout.prompts * capacity(rollout.prompt_tokens, PREFILL, own);
         self.add(Phase::Rollout, "KV cache: prompts, shared by their completions", prefixes * row);
         self.add(Phase::Rollout, "KV cache: completions", tails * row);
         self.add(Phase::Rollout, "logits of the newest tokens", sequences * text.vocab_size * F32);
-        let chunk = rollout.prompt_tokens.min(PREFILL);
+        let chunk = (rollout.prompts * rollout.prompt_tokens).min(PREFILL);
         let wide = (3 * text.intermediate_size + 6 * text.hidden_size) * size;
         // An adapter's sums are f32: the output widened, the product of the factors, its multiple, their sum.
-        let adapted = matches!(demand.learn, Learn::Adapter(1..)) && demand.nodes == Nodes::Steps;
+        let adapted = matches!(demand.learn, Learn::Adapter(1..)) && demand.nodes != Nodes::Layers;
         let low = if adapted { 4 * text.intermediate_size * F32 } else { 0 };
         self.add(Phase::Rollout, "one layer of the prefill", chunk * (wide + low));
     }
@@ -175,7 +191,9 @@ impl MemoryPlan {
         let working = (3 * inner + 4 * d + q + 2 * kv) * size;
         let saved = match demand.nodes {
             Nodes::Layers => (2 * q + 2 * kv + text.num_attention_heads + d + 2 * inner) * size,
-            Nodes::Steps => results_of_steps(text, size, matches!(demand.learn, Learn::Adapter(_))),
+            nodes => {
+                results(text, nodes, (size, matches!(demand.learn, Learn::Adapter(1..))), update.longest)
+            }
         };
         let grad = if matches!(demand.learn, Learn::Adapter(_)) { F32 } else { size };
         self.add(Phase::Update, "gradients", learned * grad);
@@ -296,22 +314,30 @@ pub fn vision_elements(vision: &VisionConfig) -> usize {
     vision.patch_width() * d + vision.depth * block + merger
 }
 
-/// Bytes per token of the results of all tensor operations of a decoder layer of `size` bytes a value, as
-/// [`crate::nn::Block::forward_composed`] makes them.
-fn results_of_steps(text: &TextConfig, size: usize, adapters: bool) -> usize {
-    let (d, inner) = (text.hidden_size, text.intermediate_size);
-    let (q, kv) = (text.num_attention_heads * text.head_dim(), text.num_key_value_heads * text.head_dim());
-    // Widened, squared, divided, rounded, times the weight; twice.
-    let norms = 2 * (3 * F32 + 2 * size) * d;
+/// Bytes per token of what the nodes of a decoder layer keep, as [`crate::nn::Block::forward_composed`] makes them of values of
+/// `size` bytes, for sequences of up to `longest` tokens.
+fn results(text: &TextConfig, nodes: Nodes, (size, adapters): (usize, bool), longest: usize) -> usize {
+    let (d, inner, heads) = (text.hidden_size, text.intermediate_size, text.num_attention_heads);
+    let (q, kv) = (heads * text.head_dim(), text.num_key_value_heads * text.head_dim());
     // Products and, of q, k and v, their biases.
     let (ins, outs) = (5 * d + q + inner, q + 2 * kv + d + 2 * inner + d);
     let maps = (outs + q + 2 * kv) * size;
     // The input and the output widened, the product of the factors, its multiple, the sum, and that rounded.
     let low = if adapters { ins * F32 + outs * (4 * F32 + size) } else { 0 };
-    // Widened, four products and two sums of halves, put together, rounded.
-    let rotated = (5 * F32 + size) * (q + kv);
-    let attention = q * size + text.num_attention_heads * F32;
-    norms + maps + low + rotated + attention + 2 * (d + inner) * size
+    let rest = match nodes {
+        // Two norms, two rotations, attention and SwiGLU, with a number for each row of a norm and of a head.
+        Nodes::Layers | Nodes::Kernels => (2 * d + 2 * q + kv + inner) * size + (2 + heads) * F32,
+        Nodes::Operations => {
+            // Widened, squared, divided, rounded, times the weight; twice.
+            let norms = 2 * (3 * F32 + 2 * size) * d;
+            // Widened, four products and two sums of halves, put together, rounded.
+            let rotated = (5 * F32 + size) * (q + kv);
+            // q, k and v by heads, k and v repeated, k turned, the result twice; ten forms of every score.
+            let attention = (6 * q + 2 * kv) * size + (5 * F32 + 3 * size) * longest * heads;
+            norms + rotated + attention + 2 * inner * size
+        }
+    };
+    maps + low + rest + 2 * d * size
 }
 
 /// Values per patch that the tower keeps for its backward pass.
@@ -319,15 +345,6 @@ fn vision_activations(vision: &VisionConfig) -> usize {
     let (d, inner) = (vision.hidden_size, vision.intermediate_size);
     let block = d + 5 * d + vision.num_heads + 2 * inner;
     vision.patch_width() + vision.depth * block + (3 * inner + 8 * d) + 6 * d
-}
-
-/// Rows of a cache that grows from `first` by doubling until it holds `rows`.
-fn grown(rows: usize, first: usize) -> usize {
-    if rows <= first {
-        first.min(rows).max(KV_ROWS)
-    } else {
-        first.max(KV_ROWS) * rows.div_ceil(first).next_power_of_two()
-    }
 }
 
 /// `1.5 GiB`, `12 MiB`.

@@ -94,12 +94,13 @@ fn rope_equals_its_twin() {
 #[test]
 fn swiglu_equals_its_twin() {
     for dtype in DTYPES {
-        for (i, (dims, size)) in [([1, 8], 1.0), ([37, 264], 1.0), ([5, 1024], 20.0)].into_iter().enumerate()
+        for (i, (dims, size)) in [([1, 8], 1.0), ([4, 3420], 1.0), ([5, 1024], 20.0)].into_iter().enumerate()
         {
             let seed = 10 * i as u64;
             let [gate, up, grad] = [0, 1, 2].map(|at| of(&dims, seed + at, size, dtype));
             schedule(i as u32);
-            let shape = Rows::of("swiglu", &dims, dtype).unwrap();
+            // All values as one row: 3,420 of the vision tower's make no pieces of 16 bytes.
+            let shape = Rows::of("swiglu", &[dims[0] * dims[1]], dtype).unwrap();
             let out = run(&layer::swiglu(&shape).unwrap(), &[&gate, &up]).remove(0);
             let grads = run(&layer::swiglu_backward(&shape).unwrap(), &[&gate, &up, &grad]);
             let found: Vec<Tensor> = std::iter::once(out).chain(grads).collect();

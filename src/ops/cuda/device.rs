@@ -22,12 +22,13 @@ pub fn prepare(device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Free bytes of the device's memory.
+/// Free bytes of the device's memory, once all work on it is done: what was freed goes back to the driver only then.
 ///
 /// # Errors
 /// Another device than CUDA; the driver's.
 pub fn free_memory(device: &Device) -> Result<u64> {
-    let free = device.as_cuda_device()?.cuda_stream().context().mem_get_info();
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let free = stream.synchronize().and_then(|()| stream.context().mem_get_info());
     free.map(|(free, _)| free as u64).map_err(|e| failed("cuda", "free memory", e))
 }
 

@@ -62,7 +62,8 @@ pub fn rope_back(grad: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`rms_norm`].
 pub fn swiglu(gate: Input, up: Input) -> Result<(CudaStorage, Shape)> {
-    let shape = Rows::of("swiglu", gate.1.dims(), candle_core::backend::BackendStorage::dtype(gate.0))?;
+    let count = gate.1.shape().elem_count();
+    let shape = Rows::of("swiglu", &[count], candle_core::backend::BackendStorage::dtype(gate.0))?;
     let out = run(&layer::swiglu(&shape)?, &[gate, up], Memory::Uninitialised)?;
     Ok((one("swiglu", out)?, gate.1.shape().clone()))
 }
@@ -72,7 +73,7 @@ pub fn swiglu(gate: Input, up: Input) -> Result<(CudaStorage, Shape)> {
 /// # Errors
 /// As [`rms_norm`].
 pub fn swiglu_gradients(tensors: [&Tensor; 3]) -> Result<[Tensor; 2]> {
-    let shape = Rows::of("swiglu backward", tensors[0].dims(), tensors[0].dtype())?;
+    let shape = Rows::of("swiglu backward", &[tensors[0].elem_count()], tensors[0].dtype())?;
     let outputs = run_tensors(&layer::swiglu_backward(&shape)?, &tensors, Memory::Uninitialised)?;
     let outputs: [Tensor; 2] =
         outputs.try_into().or_else(|_| candle_core::bail!("swiglu backward: the launches gave no output"))?;

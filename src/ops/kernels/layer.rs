@@ -133,7 +133,7 @@ pub fn rope(dims: &[usize], dtype: DType, turn: Turn) -> Result<Program> {
     Ok(program)
 }
 
-/// Inputs `gate` and `up`; output `silu(gate) up`.
+/// Inputs `gate` and `up`; output `silu(gate) up`. Rows mean nothing here: all values may be one.
 ///
 /// # Errors
 /// More values than the kernels count.
