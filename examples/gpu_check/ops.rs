@@ -7,8 +7,9 @@ use msjoe::ops::attention_cached::{CachedKeys, attention_cached, composed};
 use msjoe::ops::cuda::device::shared_memory;
 use msjoe::ops::cuda::{Memory, run_tensors};
 use msjoe::ops::kernels::attention::{Packing, Shape, WIDTHS, backward, forward};
+use msjoe::ops::kernels::layer::{self as kernels, Rows, Turn};
 use msjoe::ops::kernels::similarity as launches;
-use msjoe::ops::kernels::{Element, offsets};
+use msjoe::ops::kernels::{Element, Program, offsets};
 use msjoe::ops::norm::rms_norm;
 use msjoe::ops::pointwise::swiglu;
 use msjoe::ops::rope::rope;
@@ -36,6 +37,40 @@ pub fn check(device: &Device, seed: u64, report: &mut Report) -> Result<()> {
         }
         pairs(device, dtype, &mut source, report)?;
         layer(device, dtype, &mut source, report)?;
+        layer_writes_everything(device, dtype, &mut source, report)?;
+    }
+    Ok(())
+}
+
+/// Outputs that start as NaN hold none afterwards.
+fn layer_writes_everything(
+    device: &Device,
+    dtype: DType,
+    source: &mut Source,
+    report: &mut Report,
+) -> Result<()> {
+    let mut of =
+        |shape: &[usize], dtype| Ok::<_, anyhow::Error>(source.normal(shape, 1.0, dtype)?.to_device(device)?);
+    let (x, grad, weight) = (of(&[301, 3584], dtype)?, of(&[301, 3584], dtype)?, of(&[3584], dtype)?);
+    let (heads, angles) = (of(&[301, 28, 128], dtype)?, of(&[301, 64], DType::F32)?);
+    let scales = of(&[301], DType::F32)?;
+    let (rows, all) = (Rows::of("rms-norm", x.dims(), dtype)?, Rows::of("swiglu", &[x.elem_count()], dtype)?);
+    let norm = [&x, &weight, &scales, &grad];
+    let programs: [(&str, Program, &[&Tensor]); 6] = [
+        ("rms-norm", kernels::rms_norm(&rows, 1e-6)?, &norm[..2]),
+        ("rms-norm, gradient of the input", kernels::rms_norm_input_grad(&rows)?, &norm),
+        ("rms-norm, gradient of the weight", kernels::rms_norm_weight_grad(&rows)?, &norm),
+        ("rope", kernels::rope(heads.dims(), dtype, Turn::Forwards)?, &[&heads, &angles, &angles]),
+        ("swiglu", kernels::swiglu(&all)?, &[&x, &grad]),
+        ("swiglu, gradients", kernels::swiglu_backward(&all)?, &[&x, &grad, &grad]),
+    ];
+    for (name, program, inputs) in programs {
+        let mut missing = 0.0;
+        for output in run_tensors(&program, inputs, Memory::Poisoned)? {
+            let wide = output.to_dtype(DType::F32)?;
+            missing += f64::from(wide.ne(&wide)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?);
+        }
+        report.judge(&format!("{name}, {dtype:?}, values not written"), missing, 0.0);
     }
     Ok(())
 }
