@@ -9,6 +9,7 @@ use msjoe::checkpoint::{Checkpoint, write_file};
 use msjoe::data::world::{Spec, Split, World};
 use msjoe::error::Error;
 use msjoe::models::clip::Clip;
+use msjoe::models::qwen2_5_vl::Qwen2_5Vl;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::sampler::Sampler;
 use msjoe::rl::config::EvolveConfig;
@@ -110,7 +111,7 @@ impl Work {
             test,
             train: world_tasks(&world, Split::Train, 0..scale.videos),
             chat: Qwen2_5VlChat::load(&mllm, DType::F32, &Device::Cpu)?,
-            weights: Checkpoint::open(&mllm)?,
+            weights: Qwen2_5Vl::weights(&mllm)?,
             mllm,
             clip,
             folder: folder.to_owned(),

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use msjoe::checkpoint::Checkpoint;
 use msjoe::models::qwen2_5_vl::config::Config;
 use msjoe::models::qwen2_5_vl::packed::{Group, Sharing};
 use msjoe::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
@@ -63,7 +62,7 @@ fn same(report: &mut Report, what: &str, cpu: Stepped, gpu: Stepped) -> Result<(
 
 fn grpo(device: &Device, folder: &Path) -> Result<Stepped> {
     let config = Config::load(folder)?;
-    let all = Parameters::new(Checkpoint::open(folder)?.tensors(DType::F32, device)?)?;
+    let all = Parameters::new(Qwen2_5Vl::weights(folder)?.tensors(DType::F32, device)?)?;
     let model = Qwen2_5Vl::new(&config, all.builder(DType::F32, device))?;
     let prompt = Prompt::text((10..40).collect());
     let completions: Vec<Vec<u32>> = (0..4u32).map(|i| (50 + 7 * i..56 + 8 * i).collect()).collect();

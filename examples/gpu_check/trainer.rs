@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use msjoe::checkpoint::Checkpoint;
 use msjoe::data::world::{Spec, Split, World};
 use msjoe::models::clip::Clip;
+use msjoe::models::qwen2_5_vl::Qwen2_5Vl;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::sampler::Sampler;
 use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig};
@@ -84,7 +84,7 @@ fn learner(device: &Device, folder: &Path, seed: u64) -> Result<Learner> {
     let chat = Qwen2_5VlChat::load(&mllm, DType::F32, device)?;
     let clip = Clip::load(&folder.join("clip"), DType::F32, device)?;
     let sampler = Sampler::load(folder.join("sampler.safetensors"), device)?;
-    Ok(Learner::new(chat, &Checkpoint::open(&mllm)?, clip, sampler, &config(seed))?)
+    Ok(Learner::new(chat, &Qwen2_5Vl::weights(&mllm)?, clip, sampler, &config(seed))?)
 }
 
 fn stepped(device: &Device, folder: &Path, seed: u64) -> Result<(Tally, Learner)> {

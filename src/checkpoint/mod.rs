@@ -41,30 +41,30 @@ impl Checkpoint {
     /// # Errors
     /// No weights in the folder, a shard that is missing or damaged, an index that names tensors no shard holds.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::open_renamed(dir, |name| name.to_owned())
+        Self::open_renamed(dir, |name| Some(name.to_owned()))
     }
 
-    /// As [`Self::open`]; `rename` turns each stored name into the one the model asks for.
+    /// As [`Self::open`]; `rename` turns each stored name into the one the model asks for, or leaves it out.
     ///
     /// # Errors
     /// As [`Self::open`]; also when two stored names become the same.
-    pub fn open_renamed(dir: impl AsRef<Path>, rename: impl Fn(&str) -> String) -> Result<Self> {
+    pub fn open_renamed(dir: impl AsRef<Path>, rename: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let dir = dir.as_ref().to_owned();
         let (files, listed) = weight_files(&dir)?;
         // SAFETY: the mapping is read-only; a file that another process truncates meanwhile is the
         // caller's breach, as with every memory-mapped checkpoint.
         let tensors = unsafe { MmapedSafetensors::multi(&files) }
             .map_err(|e| Error::checkpoint(&dir, format!("weights cannot be opened: {e}")))?;
-        let mut names = BTreeMap::new();
+        let (mut names, mut stored_names) = (BTreeMap::new(), BTreeSet::new());
         for (stored, _) in tensors.tensors() {
-            let name = rename(&stored);
+            stored_names.insert(stored.clone());
+            let Some(name) = rename(&stored) else { continue };
             if let Some(other) = names.insert(name.clone(), stored.clone()) {
                 let cause = format!("tensors {other} and {stored} both stand for {name}");
                 return Err(Error::checkpoint(&dir, cause));
             }
         }
-        let stored: BTreeSet<&String> = names.values().collect();
-        if let Some(missing) = listed.iter().find(|name| !stored.contains(name)) {
+        if let Some(missing) = listed.iter().find(|name| !stored_names.contains(*name)) {
             return Err(Error::checkpoint(&dir, format!("the index lists {missing}, but no shard holds it")));
         }
         Ok(Self { inner: Arc::new(Inner { dir, tensors, names, read: Mutex::default() }) })

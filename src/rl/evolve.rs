@@ -18,13 +18,13 @@ use super::run::{Build, Run, Snapshot};
 use super::tasks::{balanced, file_tasks, long_enough, world_tasks};
 use super::trainer::{Progress, Trainer};
 use super::trajectory::Task;
-use crate::checkpoint::Checkpoint;
 use crate::data::feature_cache::FeatureCache;
 use crate::data::world::{Spec, Split, World};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::clip::Clip;
+use crate::models::qwen2_5_vl::Qwen2_5Vl;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::config::Config;
 use crate::models::sampler::Sampler;
@@ -342,7 +342,7 @@ impl Evolution {
         sampler.check(clip.config().projection_dim)?;
         settings.evolve.sampler.suits(&sampler)?;
         let (mut train, validation) = questions(&settings, &clip, observe)?;
-        let learner = Learner::new(chat, &Checkpoint::open(mllm)?, clip, sampler, &settings.evolve)?;
+        let learner = Learner::new(chat, &Qwen2_5Vl::weights(mllm)?, clip, sampler, &settings.evolve)?;
         if settings.evolve.sampler.learn && settings.evolve.sampler.worth == Worth::Difficulty {
             let rollouts = settings.evaluation.pass_rate_rollouts;
             let mut progress = |done, of| observe(Event::Preparing("pass rates", done, of));

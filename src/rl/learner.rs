@@ -61,7 +61,8 @@ const ADAPTER: &str = "adapter_model";
 pub type Files = BTreeMap<String, BTreeMap<String, Tensor>>;
 
 impl Learner {
-    /// Sets up what `config` lets learn, on the device of `chat`. `weights` are those of `chat`'s checkpoint.
+    /// Sets up what `config` lets learn, on the device of `chat`. `weights` are those of `chat`'s checkpoint, from
+    /// [`Qwen2_5Vl::weights`].
     ///
     /// # Errors
     /// A checkpoint that cannot be read; a model in half precision whose weights are to learn.

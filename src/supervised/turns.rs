@@ -8,7 +8,6 @@ use candle_nn::VarBuilder;
 use image::RgbImage;
 use rayon::prelude::*;
 
-use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::Media;
@@ -89,7 +88,7 @@ impl TurnTrainer {
     /// As [`Qwen2_5VlChat::load`].
     pub fn new(dir: &Path, device: &Device, learn: Learn, optimizer: AdamWConfig) -> Result<Self> {
         let mut chat = Qwen2_5VlChat::load(dir, DType::F32, device)?;
-        let tensors = Checkpoint::open(dir)?.tensors(DType::F32, device)?;
+        let tensors = Qwen2_5Vl::weights(dir)?.tensors(DType::F32, device)?;
         let parameters = Parameters::new(tensors)?;
         let learns = |name: &str| learn == Learn::All || !name.starts_with("visual.");
         let detached = parameters.detached();

@@ -21,6 +21,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::peft::names::legacy;
 use crate::error::{Error, Result};
 use config::Config;
 use mrope::{Media, PositionRule, Positions, positions};
@@ -66,12 +67,21 @@ impl Qwen2_5Vl {
     pub fn load(dir: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Self> {
         let dir = dir.as_ref();
         let config = Config::load(dir)?;
-        let checkpoint = Checkpoint::open_renamed(dir, old_name)?;
-        let model = Self::new(&config, checkpoint.var_builder(dtype, device))
-            .map_err(|e| Error::checkpoint(dir, e))?;
-        // A tied checkpoint may still carry the copy of the table that some exporters write.
-        checkpoint.finish(if config.text.tie_word_embeddings { &["lm_head.weight"] } else { &[] })?;
+        let weights = Self::weights(dir)?;
+        let model =
+            Self::new(&config, weights.var_builder(dtype, device)).map_err(|e| Error::checkpoint(dir, e))?;
+        weights.finish(&[])?;
         Ok(model)
+    }
+
+    /// The weights of a folder under the names that [`Self::new`] asks for, whichever version of transformers wrote them,
+    /// and without the copy of the embeddings that some exporters put into a tied checkpoint.
+    ///
+    /// # Errors
+    /// As [`Config::load`] and [`Checkpoint::open`].
+    pub fn weights(dir: impl AsRef<Path>) -> Result<Checkpoint> {
+        let tied = Config::load(dir.as_ref())?.text.tie_word_embeddings;
+        Checkpoint::open_renamed(dir, |name| (!tied || !name.ends_with("lm_head.weight")).then(|| legacy(name)))
     }
 
     /// Builds the model from tensors under their published names.
@@ -149,14 +159,5 @@ impl Qwen2_5Vl {
         let segments = Segments::new(&[prompt.input_ids.len()]);
         let hidden = self.text.hidden(&self.embed(prompt)?, &positions.ids, Context::Packed(&segments))?;
         Ok(self.text.logits(&hidden)?)
-    }
-}
-
-/// The published name of a tensor that transformers 4.52 or later wrote.
-fn old_name(name: &str) -> String {
-    match (name.strip_prefix("model.language_model."), name.strip_prefix("model.visual.")) {
-        (Some(rest), _) => format!("model.{rest}"),
-        (_, Some(rest)) => format!("visual.{rest}"),
-        _ => name.to_owned(),
     }
 }
