@@ -3,7 +3,7 @@
 //!     cargo run --release --example evolve -- --config examples/toy.toml --out runs
 //!     cargo run --release --example evolve -- --resume runs/2026-01-31-toy
 //!
-//! The settings file is described in `msjoe::rl::evolve::Settings`; `--print-config` writes one with every default. Models are
+//! The settings file is described in `msjoe::rl::settings::Settings`; `--print-config` writes one with every default. Models are
 //! known names, Hub repositories or folders. With a
 //! section `[pretrain]` the sampler learns alone first (stage 1), then both together. The run's folder holds the resolved
 //! settings, `metrics.jsonl`, TensorBoard events, checkpoints and at the end `report.html`, those of stage 1 in its folder `sampler`; Ctrl-C saves and

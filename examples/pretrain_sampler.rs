@@ -12,7 +12,8 @@ mod cli;
 use anyhow::{Context, Result};
 use clap::Parser;
 use cli::training::Training;
-use msjoe::rl::evolve::{Evolution, Settings};
+use msjoe::rl::evolve::Evolution;
+use msjoe::rl::settings::Settings;
 
 /// Trains the sampler, with the language model frozen.
 #[derive(Parser)]
@@ -29,7 +30,11 @@ fn main() -> std::process::ExitCode {
 fn run(training: &Training) -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
     let stop = cli::Stop::on_ctrl_c()?;
-    let first = |settings: Settings| settings.first_stage().context("expected a section [pretrain]");
+    let first = |settings: Settings| {
+        settings
+            .first_stage()
+            .context("expected a section [pretrain], such as `[pretrain]` with `steps = 60`; got none")
+    };
     let begun = training.begin(&stop, first)?;
     let Some((run, settings)) = begun else { return Ok(()) };
     let mut observe = training.observer(&stop)?;

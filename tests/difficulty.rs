@@ -73,9 +73,19 @@ fn rates_are_shares_of_right_answers() {
     // Training fills in the same, where nothing is known.
     let mut filled = tasks.clone();
     filled[1].pass_rate = Some(0.125);
-    let mut config = setting().1;
-    (config.plan, config.seed) = (estimation().plan, 3);
-    pass_rates(policy, &mut filled, &config, 4, &mut |_, _| true).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut record = Record::open(folder.path().join("rates"), &json!({})).unwrap();
+    let mut progress = (0, 0);
+    let mut count = |done, of| {
+        progress = (done, of);
+        true
+    };
+    pass_rates(policy, &mut filled, &estimation(), &mut record, &mut count).unwrap();
+    assert_eq!(
+        (progress.1, record.len()),
+        (tasks.len() - 1, tasks.len() - 1),
+        "what is given is not asked again"
+    );
     for (at, (task, rated)) in filled.iter().zip(&rated).enumerate() {
         assert_eq!(task.pass_rate, Some(if at == 1 { 0.125 } else { rated.pass_rate }));
     }
@@ -221,12 +231,12 @@ fn questions_about_files_are_rated_without_a_clip() {
         opened += 1;
         Footage::open(video, 1.0)
     };
-    let tasks = file_tasks(&path, 1.0, &mut open, &mut |_, _| true).unwrap();
+    let tasks = file_tasks(&[&path], 1.0, &mut open, &mut |_, _| true).unwrap().remove(0);
     assert_eq!((tasks.len(), opened), (3, 1), "questions about one video share its footage");
     assert_eq!(tasks[0].pass_rate, Some(1.0 - 0.1));
     let candidates = tasks[0].footage.len();
-    assert!(long_enough(&tasks, candidates).is_ok());
-    let error = long_enough(&tasks, candidates + 1).unwrap_err().to_string();
+    assert!(long_enough(&tasks, (candidates, 0)).is_ok());
+    let error = long_enough(&tasks, (1, candidates + 1)).unwrap_err().to_string();
     assert!(error.starts_with("question x:") && error.contains(&format!("has {candidates} candidates")));
     let mut record = Record::open(folder.path().join("rates"), &json!(1)).unwrap();
     let rated = rate(&tasks, &mut record, 100).unwrap();

@@ -20,13 +20,14 @@ use msjoe::optim::AdamWConfig;
 use msjoe::pipeline::ShowKeyFrames;
 use msjoe::rl::advantage::Baseline;
 use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig, SamplerConfig, Worth};
-use msjoe::rl::evolve::{Data, Evaluation, Event, Evolution, Models, Settings};
+use msjoe::rl::evolve::Evolution;
 use msjoe::rl::gallery::{Gallery, Showing};
 use msjoe::rl::learner::Learner;
 use msjoe::rl::plan::{Choosing, Plan, Shown};
 use msjoe::rl::reinforce::Probability;
 use msjoe::rl::reward::{Peak, RewardConfig};
 use msjoe::rl::rollout::rollout;
+use msjoe::rl::settings::{Data, Evaluation, Models, Settings};
 use msjoe::rl::tally::Tally;
 use msjoe::rl::tasks::world_tasks;
 use msjoe::rl::trainer::Trainer;
@@ -476,23 +477,20 @@ fn a_run_that_cannot_fit_is_refused_before_anything_is_loaded() {
         pretrain: None,
         evolve: EvolveConfig { questions, ..config.clone() },
     };
-    let mut planned = 0;
-    let mut count = |event: Event| {
-        planned += usize::from(matches!(event, Event::Memory(_)));
-        true
-    };
-    let error = Evolution::new(settings(1 << 34), &mut count).err().unwrap().to_string();
-    assert!(error.contains("the run needs"), "{error}");
-    let error = Evolution::new(settings(2), &mut count).err().unwrap().to_string();
+    let mut large = settings(1 << 34);
+    let error = Evolution::new(large.clone(), &mut |_| true).err().unwrap().to_string();
     assert!(error.contains("no-such-clip"), "{error}");
+    large.models.clip = dir.path().join("clip");
+    for error in [large.refuse().unwrap_err(), Evolution::new(large, &mut |_| true).err().unwrap()] {
+        assert!(error.to_string().contains("the run needs"), "{error}");
+    }
     let evaluation = Evaluation { choosing: Choosing::Evidence, ..Evaluation::default() };
     let peeking = Settings { evaluation, ..settings(2) };
-    let error = Evolution::new(peeking, &mut count).err().unwrap().to_string();
+    let error = Evolution::new(peeking, &mut |_| true).err().unwrap().to_string();
     assert!(
         error.contains("evaluation.choosing: expected \"draw\"") && error.contains("Evidence"),
         "{error}"
     );
-    assert_eq!(planned, 2);
 
     let placed = |device: &str, dtype: &str, learn: Learn| {
         let mut settings = settings(2);
@@ -547,8 +545,9 @@ fn contradictions_are_refused_before_the_first_step() {
     assert!(none.contains("expected questions, got none"));
     let mut difficult = config.clone();
     difficult.sampler.worth = Worth::Difficulty;
-    let unknown = Trainer::new(difficult, learner(dir.path(), &config), tasks()).err().unwrap().to_string();
-    assert!(unknown.contains("needs a pass rate"));
+    let mut unrated = Trainer::new(difficult, learner(dir.path(), &config), tasks()).unwrap();
+    let unknown = unrated.step().unwrap_err().to_string();
+    assert!(unknown.contains("needs a pass rate") && unrated.progress == Default::default(), "{unknown}");
 }
 
 #[test]

@@ -12,9 +12,10 @@ use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::unet1d::UNet1d;
 use msjoe::rl::config::EvolveConfig;
 use msjoe::rl::evaluate::Summary;
-use msjoe::rl::evolve::{Data, Evaluation, Event, Models, Pretraining, Settings, evolve};
+use msjoe::rl::evolve::{Event, evolve};
 use msjoe::rl::plan::Plan;
 use msjoe::rl::run::{Build, Run};
+use msjoe::rl::settings::{Data, Evaluation, Models, Pretraining, Settings};
 
 use crate::evolve::setting;
 

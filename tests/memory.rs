@@ -11,22 +11,25 @@ use msjoe::models::qwen2_5_vl::adapter::Adapter;
 use msjoe::models::qwen2_5_vl::config::{Config, Preset};
 use msjoe::models::qwen2_5_vl::{Prompt, Qwen2_5Vl};
 use msjoe::nn::kv_cache::KvCache;
-use msjoe::rl::evolve::{Settings, demand as asked};
 use msjoe::rl::memory::{
     Demand, Keep, Learn, MemoryPlan, Nodes, Phase, Rollout, Update, available, free_memory, text_elements,
     vision_elements,
 };
+use msjoe::rl::settings::{Settings, demand as asked};
 
 use crate::backward::{folder, tiny};
 
 fn demand(learn: Learn, keep: Keep, tokens: usize) -> Demand {
     Demand {
         learn,
+        reference: false,
+        others: 0,
         dtype: DType::F32,
         nodes: Nodes::Layers,
         rollout: Rollout { prompts: 4, prompt_tokens: 300, num_generations: 8, new_tokens: 64 },
-        update: Update { tokens, learned_tokens: tokens / 4, longest: 128, keep },
+        update: Update { tokens, learned_tokens: tokens / 4, longest: 128, keep, gradients: 1 },
         visual_tokens: 100,
+        gallery: 0,
         patches: 64,
     }
 }

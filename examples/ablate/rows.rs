@@ -145,11 +145,8 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
         micro_batch_tokens: 1024,
         ..EvolveConfig::default()
     };
-    let sampler = SamplerConfig {
-        network: unet(),
-        rate: Rate { peak: 3e-3, ..Rate::default() },
-        ..SamplerConfig::default()
-    };
+    let sampler =
+        SamplerConfig { network: unet(), rate: rate(3e-3, scale.sampler_steps), ..SamplerConfig::default() };
     let mut first = EvolveConfig {
         steps: scale.sampler_steps,
         plan: Plan { temperature: 0.0, ..base.plan.clone() },
@@ -159,11 +156,11 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
     };
     let model = ModelConfig {
         learn: Learn::Everything,
-        rate: Rate { peak: 3e-5, ..Rate::default() },
+        rate: rate(3e-5, scale.joint_steps),
         checkpointing: false,
         ..ModelConfig::default()
     };
-    let rate = Rate { peak: 1e-3, ..Rate::default() };
+    let rate = rate(1e-3, scale.joint_steps);
     let mut second =
         EvolveConfig { steps: scale.joint_steps, model, sampler: SamplerConfig { rate, ..sampler }, ..base };
     (row.change)(&mut first);
@@ -173,6 +170,12 @@ pub fn stages(row: &Row, scale: &Scale, seed: u64) -> Vec<EvolveConfig> {
         Training::Sampler => vec![first],
         Training::Joint => vec![first, second],
     }
+}
+
+/// A rate that has reached its peak before the run is over.
+fn rate(peak: f64, steps: u64) -> Rate {
+    let usual = Rate::default();
+    Rate { peak, warmup: usual.warmup.min(steps), ..usual }
 }
 
 /// Most tokens of either turn: the small model needs about 30.

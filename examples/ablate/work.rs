@@ -13,12 +13,13 @@ use msjoe::models::qwen2_5_vl::Qwen2_5Vl;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::sampler::Sampler;
 use msjoe::rl::config::EvolveConfig;
-use msjoe::rl::difficulty::pass_rates;
+use msjoe::rl::difficulty::{Estimation, pass_rates};
 use msjoe::rl::evaluate::evaluate;
 use msjoe::rl::evolve::greedy;
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::learner::Learner;
 use msjoe::rl::plan::{Choosing, Plan};
+use msjoe::rl::rates::Record;
 use msjoe::rl::rollout::Policy;
 use msjoe::rl::tasks::{balanced, world_tasks};
 use msjoe::rl::trainer::Trainer;
@@ -122,21 +123,18 @@ impl Work {
 
     /// The base model's pass rate on every training question, from uniform frames.
     pub fn estimate_pass_rates(&mut self, observe: Observe) -> Result<()> {
-        let path = self.path("pass-rates", &self.scale.pass_rate_rollouts.to_string());
-        if let Some(known) = read::<BTreeMap<String, f32>>(&path)? {
-            self.train.iter_mut().for_each(|task| task.pass_rate = known.get(&*task.id).copied());
-            return Ok(());
-        }
-        let config = EvolveConfig {
+        let estimation = Estimation {
             plan: Plan { query_tokens: TURN_TOKENS, answer_tokens: TURN_TOKENS, ..Plan::default() },
-            ..EvolveConfig::default()
+            rollouts: self.scale.pass_rate_rollouts,
+            blind_rollouts: 0,
+            seed: 0,
         };
+        let path =
+            self.path("pass-rates", &self.scale.pass_rate_rollouts.to_string()).with_extension("jsonl");
+        let mut record = Record::open(path, &serde_json::json!([self.identity, estimation]))?;
         let policy = Policy { chat: &self.chat, clip: None, sampler: None };
         let mut progress = |done, of| observe(&format!("pass rates {done}/{of}"), 0);
-        pass_rates(policy, &mut self.train, &config, self.scale.pass_rate_rollouts, &mut progress)?;
-        let rates: BTreeMap<&str, Option<f32>> =
-            self.train.iter().map(|task| (&*task.id, task.pass_rate)).collect();
-        Ok(write_file(&path, &serde_json::to_vec(&rates)?)?)
+        Ok(pass_rates(policy, &mut self.train, &estimation, &mut record, &mut progress)?)
     }
 
     /// What is on disk of a row, if it is done.

@@ -9,8 +9,9 @@ use msjoe::data::world::Spec;
 use msjoe::hub::Hub;
 use msjoe::rl::config::EvolveConfig;
 use msjoe::rl::evaluate::Summary;
-use msjoe::rl::evolve::{Data, Evaluation, Event, Models, Pretraining, Report, Settings};
+use msjoe::rl::evolve::{Event, Report};
 use msjoe::rl::run::{Build, Run, dated};
+use msjoe::rl::settings::{Data, Evaluation, Models, Pretraining, Settings};
 
 use super::Stop;
 
@@ -55,17 +56,17 @@ impl Training {
             (None, Some(path)) => {
                 let mut settings = adjust(read(path)?).with_context(|| path.display().to_string())?;
                 settings.check().with_context(|| path.display().to_string())?;
-                // Before there is a folder: a device that is not there is no run.
-                settings.placement().with_context(|| path.display().to_string())?;
                 let name = path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
                 let hub = Hub::from_env()?;
                 for model in [&mut settings.models.mllm, &mut settings.models.clip] {
                     *model = super::fetch(&hub, &model.to_string_lossy(), stop)?;
                 }
+                // Before there is a folder: what cannot be run is no run.
+                settings.refuse().with_context(|| path.display().to_string())?;
                 let build = Build::new(settings.models.device.as_str());
                 (Run::create(dated(&self.out, &name)?, &settings, &build)?, settings)
             }
-            (None, None) => bail!("give --config or --resume"),
+            (None, None) => bail!("give --config FILE for a new run, or --resume FOLDER to go on with one"),
         };
         eprintln!("run: {}", run.folder().display());
         Ok(Some((run, settings)))
@@ -77,7 +78,13 @@ impl Training {
         if page.is_file() {
             eprintln!("report: {}", page.display());
         }
-        let report = report.with_context(|| format!("go on with --resume {}", run.folder().display()))?;
+        let saved = !run.saved()?.is_empty();
+        let report = match report {
+            Err(error) if saved => {
+                Err(error).with_context(|| format!("go on with --resume {}", run.folder().display()))
+            }
+            other => Ok(other?),
+        }?;
         match (self.json, &report.best) {
             (true, _) => println!("{}", serde_json::to_string_pretty(&report)?),
             (false, Some(best)) => println!("best: {}", best.display()),
@@ -93,7 +100,7 @@ impl Training {
         let (json, stop) = (self.json, stop.clone());
         Ok(move |event: Event| {
             match event {
-                Event::Memory(plan) => bar.suspend(|| eprintln!("memory, at most:\n{plan}")),
+                Event::Memory(stage, plan) => bar.suspend(|| eprintln!("{stage}: memory, at most:\n{plan}")),
                 Event::Stage(name, steps) => {
                     bar.suspend(|| eprintln!("{name}: {steps} steps"));
                     bar.set_length(steps);

@@ -49,7 +49,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (device, dtype) = arguments.placement()?;
     let stop = cli::Stop::on_ctrl_c()?;
     let tasks = arguments.tasks(&stop)?;
-    long_enough(&tasks, arguments.frames)?;
+    long_enough(&tasks, (arguments.frames, 0))?;
     let folder = cli::fetch(&Hub::from_env()?, &arguments.mllm, &stop)?;
     // Before the model is loaded: a record of another estimation is refused.
     let mut record = Record::open(arguments.record(), &arguments.settings(&folder, dtype, &estimation))?;
@@ -83,7 +83,8 @@ impl Arguments {
             return Ok(world_tasks(&world, self.split, 0..self.videos));
         };
         let mut progress = |_, _| stop.flow().is_continue();
-        Ok(file_tasks(path, self.fps, &mut |video| Footage::open(video, self.fps), &mut progress)?)
+        let mut open = |video: &std::path::Path| Footage::open(video, self.fps);
+        Ok(file_tasks(&[path], self.fps, &mut open, &mut progress)?.remove(0))
     }
 
     fn write(&self, tasks: &[Task], rated: &[Rated]) -> Result<usize> {

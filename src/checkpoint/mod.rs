@@ -110,6 +110,17 @@ impl Checkpoint {
         tensor.map_err(|cause| Error::checkpoint(&self.inner.dir, cause))
     }
 
+    /// Values of a tensor.
+    ///
+    /// # Errors
+    /// A name that is not there.
+    pub fn elements(&self, name: &str) -> Result<usize> {
+        let wrong = |cause: String| Error::checkpoint(&self.inner.dir, cause);
+        let stored = self.inner.names.get(name).ok_or_else(|| wrong(format!("tensor {name} is missing")))?;
+        let view = self.inner.tensors.get(stored).map_err(|e| wrong(e.to_string()))?;
+        Ok(view.shape().iter().product())
+    }
+
     /// Bytes that a tensor takes in the file.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use super::training::{Run, Training};
 use crate::error::Result;
 use crate::rl::config::Learn;
 use crate::rl::evaluate::Summary;
-use crate::rl::evolve::{Data, Settings};
+use crate::rl::settings::{Data, Settings};
 
 /// Name of the page in a run's folder.
 pub const FILE: &str = "report.html";

@@ -4,7 +4,9 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::advantage::{Baseline, Scale};
+use super::alarm::AlarmConfig;
 use super::grpo::GrpoConfig;
+use super::objective::LossType;
 use super::plan::Plan;
 use super::reinforce::{Probability, ReinforceConfig};
 use super::reward::RewardConfig;
@@ -45,6 +47,8 @@ pub struct EvolveConfig {
     pub model: ModelConfig,
     /// The sampler's side.
     pub sampler: SamplerConfig,
+    /// What stops it.
+    pub alarm: AlarmConfig,
 }
 
 /// How the language model learns.
@@ -129,10 +133,10 @@ pub struct Rate {
 }
 
 impl Rate {
-    fn check(&self, name: &str) -> Result<()> {
+    fn check(&self, name: &str, steps: u64) -> Result<()> {
         let wrong = |what: String| Err(Error::Input(format!("config: {name}.{what}")));
-        if !(self.peak >= 0.0 && self.peak.is_finite()) {
-            return wrong(format!("peak: expected 0 or more, got {}", self.peak));
+        if let Err(error) = self.schedule(steps).check() {
+            return wrong(error.to_string());
         }
         if self.max_grad_norm.is_nan() || self.max_grad_norm <= 0.0 {
             return wrong(format!("max_grad_norm: expected above 0, got {}", self.max_grad_norm));
@@ -157,6 +161,7 @@ impl Default for EvolveConfig {
             reward: RewardConfig::default(),
             model: ModelConfig::default(),
             sampler: SamplerConfig::default(),
+            alarm: AlarmConfig::default(),
         }
     }
 }
@@ -187,6 +192,22 @@ impl Default for SamplerConfig {
 }
 
 impl SamplerConfig {
+    fn check(&self, generations: u64, steps: u64) -> Result<()> {
+        let wrong = |what: String| Err(Error::Input(format!("config: {what}")));
+        if let Worth::Reward(baseline @ (Baseline::GroupMean | Baseline::LeaveOneOut)) = self.worth
+            && generations < 2
+        {
+            return wrong(format!(
+                "generations: sampler.worth {baseline:?} compares draws: expected at least 2, got 1"
+            ));
+        }
+        if self.agent.is_some() && self.network != unet1d::Config::default() {
+            return wrong("sampler: expected either an agent or a network, got both".into());
+        }
+        self.reinforce.check()?;
+        self.rate.check("sampler.rate", steps)
+    }
+
     /// Refuses a sampler that cannot learn by these settings.
     ///
     /// # Errors
@@ -273,15 +294,31 @@ impl EvolveConfig {
         if self.model.grpo.top_entropy < 1.0 {
             return wrong("model.grpo.top_entropy: below 1 is not supported in joint training".into());
         }
-        if let Learn::Adapters { rank, targets, .. } = &self.model.learn {
+        if let Learn::Adapters { rank, alpha, targets } = &self.model.learn {
             if *rank == 0 {
                 return wrong("model.learn.adapters.rank: expected at least 1, got 0".into());
+            }
+            if !(alpha.is_finite() && *alpha != 0.0) {
+                return wrong(format!(
+                    "model.learn.adapters.alpha: expected a number that is not 0, got {alpha}"
+                ));
             }
             if let Some(pattern) = targets {
                 Targets::Regex(pattern.clone()).matches(&[])?;
             }
         }
-        self.model.rate.check("model.rate")?;
-        self.sampler.rate.check("sampler.rate")
+        if self.model.grpo.loss == LossType::Cispo && self.model.grpo.epsilon_high < 1.0 {
+            return wrong(format!(
+                "model.grpo.epsilon_high: \"cispo\" takes it as the largest weight of a token: expected at least 1, got {}",
+                self.model.grpo.epsilon_high
+            ));
+        }
+        if learns {
+            self.model.rate.check("model.rate", self.steps)?;
+        }
+        if self.sampler.learn {
+            self.sampler.check(self.generations, self.steps)?;
+        }
+        self.alarm.check()
     }
 }

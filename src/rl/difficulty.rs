@@ -10,7 +10,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::EvolveConfig;
 use super::gallery::Gallery;
 use super::plan::{Choosing, Plan};
 use super::rates::Record;
@@ -202,29 +201,20 @@ fn shares(
     Ok(groups.iter().map(|group| right(group) as f32 / rollouts as f32).collect())
 }
 
-/// Fills in the pass rates that are missing: the share of right answers over `rollouts` trajectories with uniform frames
-/// at the run's temperature.
+/// Fills in the pass rates that are missing; what is given is not estimated.
 ///
 /// # Errors
-/// As [`rollout`]; [`Error::Interrupted`] when `progress` (done, of) says so.
+/// As [`estimate`].
 pub fn pass_rates(
     policy: Policy,
     tasks: &mut [Task],
-    config: &EvolveConfig,
-    rollouts: u64,
+    estimation: &Estimation,
+    record: &mut Record,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<()> {
-    let plan = Plan { choosing: Choosing::Uniform, ..config.plan.clone() };
-    let mut gallery = Gallery::new(GALLERY);
-    let total = tasks.len();
-    for (i, chunk) in tasks.chunks_mut(TOGETHER).enumerate() {
-        let shares = shares(policy, &mut gallery, chunk, &plan, (rollouts, config.seed))?;
-        for (task, share) in chunk.iter_mut().zip(shares) {
-            task.pass_rate = task.pass_rate.or(Some(share));
-        }
-        if !progress((TOGETHER * (i + 1)).min(total), total) {
-            return Err(Error::Interrupted);
-        }
-    }
+    let open: Vec<Task> = tasks.iter().filter(|task| task.pass_rate.is_none()).cloned().collect();
+    let rated = estimate(policy, &open, estimation, record, progress)?;
+    let missing = tasks.iter_mut().filter(|task| task.pass_rate.is_none());
+    missing.zip(rated).for_each(|(task, rated)| task.pass_rate = Some(rated.pass_rate));
     Ok(())
 }

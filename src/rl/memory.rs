@@ -79,6 +79,8 @@ pub struct Update {
     pub longest: usize,
     /// What is kept in between.
     pub keep: Keep,
+    /// Gradients of everything that learns that are alive at once: of parts computed side by side, and their sum.
+    pub gradients: usize,
 }
 
 /// What a run does.
@@ -86,6 +88,11 @@ pub struct Update {
 pub struct Demand {
     /// Which parameters learn.
     pub learn: Learn,
+    /// Whether all weights learn beside a copy of what they were, from which the divergence is measured. An adapter's
+    /// reference is the base itself.
+    pub reference: bool,
+    /// Bytes of the models beside the language model.
+    pub others: usize,
     /// Type of the weights and activations.
     pub dtype: DType,
     /// What a step of the graph is.
@@ -96,6 +103,8 @@ pub struct Demand {
     pub update: Update,
     /// Visual tokens whose features are kept for the samples of a step.
     pub visual_tokens: usize,
+    /// Bytes of features that are kept from step to step.
+    pub gallery: usize,
     /// Patches that go through the vision tower at once.
     pub patches: usize,
 }
@@ -150,11 +159,16 @@ impl MemoryPlan {
         let size = demand.dtype.size_in_bytes();
         let mut plan = Self { items: vec![], available };
         plan.add(Phase::Always, format!("weights ({})", demand.dtype.as_str()), (text + vision) * size);
+        plan.add(Phase::Always, "CLIP (f32)", demand.others);
+        if demand.reference {
+            plan.add(Phase::Always, "copy of the weights for the divergence", text * size);
+        }
         if let Learn::Adapter(values) = demand.learn {
             plan.add(Phase::Always, "adapter (f32)", values * F32);
         }
         plan.add(Phase::Always, "optimizer moments (2 x f32)", 2 * learned * F32);
         plan.add(Phase::Always, "vision features", demand.visual_tokens * config.text.hidden_size * size);
+        plan.add(Phase::Always, "vision features of earlier steps", demand.gallery);
         plan.rollout(config, demand);
         plan.update(config, demand, learned);
         plan
@@ -196,7 +210,7 @@ impl MemoryPlan {
             }
         };
         let grad = if matches!(demand.learn, Learn::Adapter(_)) { F32 } else { size };
-        self.add(Phase::Update, "gradients", learned * grad);
+        self.add(Phase::Update, "gradients", learned * grad * update.gradients);
         let kept = match update.keep {
             Keep::Inputs => ("layer inputs", text.num_hidden_layers * d * size),
             Keep::Everything => ("activations of all layers", text.num_hidden_layers * (d * size + saved)),

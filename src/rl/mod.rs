@@ -28,9 +28,12 @@ pub mod config;
 pub mod learner;
 pub mod trainer;
 
+pub mod alarm;
+
 pub mod difficulty;
 pub mod evaluate;
 pub mod evolve;
 pub mod rates;
 pub mod run;
+pub mod settings;
 pub mod tally;

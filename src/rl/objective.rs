@@ -171,10 +171,15 @@ pub(super) fn quantile(mut values: Vec<f32>, share: f64) -> Option<f32> {
 pub(super) fn check_settings(settings: &[(&str, f64, std::ops::RangeInclusive<f64>)]) -> Result<()> {
     match settings.iter().find(|(_, value, range)| !range.contains(value)) {
         None => Ok(()),
-        Some((name, value, range)) => Err(Error::Input(format!(
-            "{name} must be from {} to {}, got {value}",
-            range.start(),
-            range.end()
-        ))),
+        Some((name, value, range)) => {
+            let expected = match (*range.start(), *range.end()) {
+                (f64::MIN, _) => "a finite number".to_owned(),
+                (f64::MIN_POSITIVE, high) if high >= f64::MAX => "above 0".to_owned(),
+                (low, high) if high >= f64::MAX => format!("at least {low}"),
+                (f64::MIN_POSITIVE, high) => format!("above 0 and at most {high}"),
+                (low, high) => format!("from {low} to {high}"),
+            };
+            Err(Error::Input(format!("{name} must be {expected}, got {value}")))
+        }
     }
 }

@@ -132,6 +132,13 @@ impl Plan {
         if let Some((name, _)) = least_one.iter().find(|(_, value)| *value == 0) {
             return Err(Error::Input(format!("{name}: expected at least 1, got 0")));
         }
+        let slices = if self.show == Shown::Images { self.key_frames } else { self.key_frames.div_ceil(2) };
+        if self.key_frame_tokens < slices {
+            return Err(Error::Input(format!(
+                "key_frame_tokens: expected at least one for each of the {slices} temporal slices of {} key frames, got {}",
+                self.key_frames, self.key_frame_tokens
+            )));
+        }
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::Input(format!("temperature: expected 0 or more, got {}", self.temperature)));
         }

@@ -32,6 +32,16 @@ pub struct ReinforceConfig {
     pub entropy_bonus: f64,
 }
 
+impl ReinforceConfig {
+    /// Whether the settings are numbers.
+    ///
+    /// # Errors
+    /// An entropy bonus that is not finite.
+    pub fn check(&self) -> Result<()> {
+        check_settings(&[("reinforce: entropy_bonus", self.entropy_bonus, f64::MIN..=f64::MAX)])
+    }
+}
+
 /// A draw of key frames from the sampler's logits, and what came of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Drawn<'a> {
@@ -61,7 +71,7 @@ pub struct ReinforceLoss {
 /// No draws, a `total` below their number, an advantage that is not finite, picks that do not fit their logits, independent
 /// probabilities of draws that keep apart.
 pub fn reinforce_loss(draws: &[Drawn], total: usize, config: &ReinforceConfig) -> Result<ReinforceLoss> {
-    check_settings(&[("reinforce: entropy_bonus", config.entropy_bonus, f64::MIN..=f64::MAX)])?;
+    config.check()?;
     let Some(first) = draws.first() else {
         return Err(Error::Input("reinforce: expected draws, got none".into()));
     };

@@ -141,7 +141,7 @@ impl Rollout<'_> {
         self.plan.check()?;
         match self.plan.choosing {
             Choosing::Nothing => Ok(()),
-            _ => long_enough(self.tasks, self.plan.key_frames),
+            _ => long_enough(self.tasks, (self.plan.key_frames, 0)),
         }
     }
 
@@ -174,8 +174,8 @@ impl Rollout<'_> {
         }
         let shown = gallery.show(chat, &showings)?;
         let mut prompts = vec![];
-        for (task, (media, features)) in self.tasks.iter().zip(shown) {
-            let count = plan.preview_count();
+        for ((task, showing), (media, features)) in self.tasks.iter().zip(&showings).zip(shown) {
+            let count = showing.frames.len();
             let text = chat.dialogue.ask(&task.question, count, task.footage.duration, plan.max_queries);
             prompts.push(Arc::new(Prompt { input_ids: chat.input_ids(&text, &media)?, media, features }));
         }

@@ -31,6 +31,20 @@ impl Tally {
         self.sum(name, start.elapsed().as_secs_f64());
     }
 
+    /// Multiplies a total.
+    pub fn scale(&mut self, name: &str, factor: f64) {
+        if let Some(Entry::Sum(value)) = self.0.get_mut(name) {
+            *value *= factor;
+        }
+    }
+
+    /// A total over another, which is then no longer listed by itself.
+    pub fn rate(&mut self, name: &'static str, of: &str, over: &str) {
+        if let (Some(Entry::Sum(of)), Some(over)) = (self.0.remove(of), self.get(over)) {
+            self.sum(name, of / over);
+        }
+    }
+
     /// Lowers a minimum.
     pub fn min(&mut self, name: &'static str, value: f64) {
         self.put(name, Entry::Min(value));

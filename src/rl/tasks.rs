@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::footage::Footage;
 use super::trajectory::Task;
-use crate::data::samples;
+use crate::data::samples::{self, Sample};
 use crate::data::world::{Split, World};
 use crate::error::{Error, Result};
 
@@ -42,59 +42,72 @@ pub fn balanced(tasks: Vec<Task>, count: usize) -> Vec<Task> {
     kept.take(count).collect()
 }
 
-/// The questions of a JSONL file ([`samples::read`]) with the footage that `open` makes of each video; questions about one
-/// video share it.
+/// The questions of JSONL files ([`samples::read`]), file by file, with the footage that `open` makes of each video;
+/// questions about one video share it. All files are read before a video is opened.
 ///
 /// # Errors
 /// As [`samples::read`] and `open`; [`Error::Interrupted`] when `progress` (done, of) says so.
 pub fn file_tasks(
-    path: &Path,
+    paths: &[&Path],
     fps: f64,
     open: &mut dyn FnMut(&Path) -> Result<Footage>,
     progress: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<Vec<Task>> {
-    let read = samples::read(path)?;
-    for warning in &read.warnings {
-        tracing::warn!("{}: {warning}", path.display());
+) -> Result<Vec<Vec<Task>>> {
+    let mut read = vec![];
+    for path in paths {
+        read.push(samples::read(path)?.samples);
     }
     let mut footages: BTreeMap<PathBuf, Arc<Footage>> = BTreeMap::new();
-    let (mut tasks, total) = (vec![], read.samples.len());
-    for (done, sample) in read.samples.into_iter().enumerate() {
-        let footage = match footages.get(&sample.video) {
-            Some(footage) => footage.clone(),
-            None => {
-                let footage = Arc::new(open(&sample.video)?);
-                footages.insert(sample.video.clone(), footage.clone());
-                footage
+    let (mut files, mut done, total) = (vec![], 0, read.iter().map(Vec::len).sum());
+    for samples in read {
+        let mut tasks = vec![];
+        for sample in samples {
+            let footage = match footages.get(&sample.video) {
+                Some(footage) => footage.clone(),
+                None => {
+                    let footage = Arc::new(open(&sample.video)?);
+                    footages.insert(sample.video.clone(), footage.clone());
+                    footage
+                }
+            };
+            tasks.push(task(sample, fps, footage));
+            done += 1;
+            if !progress(done, total) {
+                return Err(Error::Interrupted);
             }
-        };
-        let candidate = |second: usize| (second as f64 * fps).ceil() as usize;
-        let candidates = |range: &Range<usize>| candidate(range.start)..candidate(range.end);
-        tasks.push(Task {
-            id: sample.id.into(),
-            question: sample.question,
-            answer: sample.answer,
-            pass_rate: sample.difficulty.map(|difficulty| 1.0 - difficulty),
-            family: sample.family.unwrap_or_else(|| "all".to_owned()).into(),
-            evidence: sample.evidence.iter().map(candidates).filter(|range| !range.is_empty()).collect(),
-            footage,
-        });
-        if !progress(done + 1, total) {
-            return Err(Error::Interrupted);
         }
+        files.push(tasks);
     }
-    Ok(tasks)
+    Ok(files)
 }
 
-/// Refuses videos with fewer candidates than `key_frames`, before anything is asked about any of them.
+fn task(sample: Sample, fps: f64, footage: Arc<Footage>) -> Task {
+    let candidate = |second: usize| (second as f64 * fps).ceil() as usize;
+    let candidates = |range: &Range<usize>| candidate(range.start)..candidate(range.end);
+    Task {
+        id: sample.id.into(),
+        question: sample.question,
+        answer: sample.answer,
+        pass_rate: sample.difficulty.map(|difficulty| 1.0 - difficulty),
+        family: sample.family.unwrap_or_else(|| "all".to_owned()).into(),
+        evidence: sample.evidence.iter().map(candidates).filter(|range| !range.is_empty()).collect(),
+        footage,
+    }
+}
+
+/// Refuses videos with fewer candidates than key frames or previews, before anything is asked about any of them.
 ///
 /// # Errors
 /// Names the question, its video and the number of its candidates.
-pub fn long_enough<'a>(tasks: impl IntoIterator<Item = &'a Task>, key_frames: usize) -> Result<()> {
-    match tasks.into_iter().find(|task| task.footage.len() < key_frames) {
+pub fn long_enough<'a>(
+    tasks: impl IntoIterator<Item = &'a Task>,
+    (key_frames, previews): (usize, usize),
+) -> Result<()> {
+    let least = key_frames.max(previews);
+    match tasks.into_iter().find(|task| task.footage.len() < least) {
         None => Ok(()),
         Some(task) => Err(Error::Input(format!(
-            "question {}: {key_frames} key frames were asked for, but video {} has {} candidates",
+            "question {}: {key_frames} key frames and {previews} previews were asked for, but video {} has {} candidates",
             task.id,
             task.footage.id,
             task.footage.len()

@@ -10,10 +10,13 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::advantage::{Signal, baselined, difficulty_aware, group_relative, has_signal};
+use super::advantage::{Signal, baselined, difficulty_aware, group_relative, group_std, has_signal};
+use super::alarm::Alarm;
 use super::config::{EvolveConfig, Worth};
+use super::difficulty::{Estimation, pass_rates};
 use super::gallery::Gallery;
 use super::learner::Learner;
+use super::rates::Record;
 use super::reward::{Outcome, Reward};
 use super::rollout::timed;
 use super::tally::Tally;
@@ -23,15 +26,18 @@ use crate::error::{Error, Result};
 use crate::text::Form;
 
 /// Bytes of frame features kept between steps.
-const GALLERY: usize = 1 << 30;
+pub(super) const GALLERY: usize = 1 << 30;
 
 /// Where a run stands; with the learner's files it is all that a resumed run needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done.
     pub step: u64,
     /// Questions taken from the training set so far.
     pub taken: u64,
+    /// What was seen of it.
+    #[serde(default)]
+    pub alarm: Alarm,
 }
 
 /// The trajectories of one question with their rewards.
@@ -57,26 +63,35 @@ impl Trainer {
     /// A run over `tasks`, from its beginning.
     ///
     /// # Errors
-    /// Settings at odds, no tasks, tasks without a pass rate where the advantage needs one.
+    /// Settings at odds, no tasks.
     pub fn new(config: EvolveConfig, learner: Learner, tasks: Vec<Task>) -> Result<Self> {
         config.check()?;
         if tasks.is_empty() {
             return Err(Error::Input("training: expected questions, got none".to_owned()));
         }
-        let difficulty = config.sampler.learn && config.sampler.worth == Worth::Difficulty;
-        if let Some(task) = tasks.iter().find(|task| difficulty && task.pass_rate.is_none()) {
-            return Err(Error::Input(format!(
-                "question {}: sampler.worth \"difficulty\" needs a pass rate, and it has none; estimate them first",
-                task.id
-            )));
-        }
         Ok(Self {
             config,
             learner,
-            progress: Progress { step: 0, taken: 0 },
+            progress: Progress::default(),
             tasks: tasks.into_iter().map(Arc::new).collect(),
             gallery: Gallery::new(GALLERY),
         })
+    }
+
+    /// Estimates the pass rates that the questions lack, with the models as they are; see [`super::difficulty::pass_rates`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rate(
+        &mut self,
+        estimation: &Estimation,
+        record: &mut Record,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<()> {
+        let mut tasks: Vec<Task> = self.tasks.iter().map(|task| Task::clone(task)).collect();
+        pass_rates(self.learner.policy(), &mut tasks, estimation, record, progress)?;
+        self.tasks = tasks.into_iter().map(Arc::new).collect();
+        Ok(())
     }
 
     /// Rollout, reward, update of both models. Returns the step's metrics under the field's names. Those under `time/` are
@@ -84,8 +99,10 @@ impl Trainer {
     /// `log_probs` and `backward` are the model's, summed over the threads that work side by side.
     ///
     /// # Errors
-    /// Frames that cannot be decoded; a loss or gradient that is not finite, before anything was changed by it.
+    /// A question without a pass rate where the advantage needs one; frames that cannot be decoded; a loss or gradient that is
+    /// not finite, before anything was changed by it; what [`super::alarm`] stops.
     pub fn step(&mut self) -> Result<Tally> {
+        self.rated()?;
         let (start, mut tally) = (Instant::now(), Tally::default());
         let groups = self.collect(&mut tally)?;
         tally.time("time/rollout", start);
@@ -120,6 +137,10 @@ impl Trainer {
             }
         }
         tally.time("time/model", at);
+        // Each iteration has a loss of its own.
+        ["loss", "policy_loss"]
+            .iter()
+            .for_each(|name| tally.scale(name, 1.0 / self.config.iterations as f64));
 
         let at = Instant::now();
         if let Some((sampler, parameters)) = self.learner.student() {
@@ -141,7 +162,20 @@ impl Trainer {
         tally.time("time/sampler", at);
         self.progress.step += 1;
         tally.time("step_time", start);
+        tally.rate("tokens_per_second", "num_tokens", "step_time");
+        self.progress.alarm.look(&tally, &self.config.alarm)?;
         Ok(tally)
+    }
+
+    fn rated(&self) -> Result<()> {
+        let needed = self.config.sampler.learn && self.config.sampler.worth == Worth::Difficulty;
+        match self.tasks.iter().find(|task| needed && task.pass_rate.is_none()) {
+            None => Ok(()),
+            Some(task) => Err(Error::Input(format!(
+                "question {}: sampler.worth \"difficulty\" needs a pass rate, and it has none; estimate them first",
+                task.id
+            ))),
+        }
     }
 
     /// Trajectories of the step's questions. Questions without a signal are replaced as often as the settings allow.
@@ -152,7 +186,8 @@ impl Trainer {
             let tasks = self.next_tasks(wanted - groups.len());
             let scored = self.scored(&tasks, tally)?;
             self.report(&scored, tally)?;
-            let last = round == self.config.resample;
+            // A pass rate gives a draw its worth even where all trajectories earn the same.
+            let last = round == self.config.resample || self.config.sampler.worth == Worth::Difficulty;
             groups.extend(scored.into_iter().filter(|group| {
                 let rewards: Vec<Option<f32>> = group.rewards.iter().map(|r| Some(r.total)).collect();
                 last || has_signal(&rewards)
@@ -255,6 +290,7 @@ impl Trainer {
                 let turns = trajectory.asked.iter().chain([&trajectory.answered]);
                 let tokens: usize = turns.clone().map(|turn| turn.completion.tokens.len()).sum();
                 tally.mean("completions/mean_length", tokens as f64, 1.0);
+                tally.sum("num_tokens", tokens as f64);
                 let cut = turns.clone().any(|turn| turn.truncated());
                 tally.mean("completions/clipped_ratio", f64::from(u8::from(cut)), 1.0);
                 if let Some(queries) = &trajectory.queries {
@@ -267,6 +303,9 @@ impl Trainer {
                 }
             }
         }
+        group_std(&rewards, self.config.generations as usize)
+            .into_iter()
+            .for_each(|deviation| tally.mean("reward_std", deviation, 1.0));
         let signal = Signal::count(&rewards, &right, self.config.generations as usize)?;
         tally.mean(
             "frac_reward_zero_std",

@@ -164,7 +164,7 @@ fn chosen(
 /// GRPO: the gradients of the parameters, `None` when no trajectory carries a signal.
 ///
 /// A trajectory is one completion: the tokens of both turns. Those of advantage 0 are not computed where nothing but the
-/// advantage could move the model; they count in what the loss is divided by.
+/// advantage could move the model, nor are those that are masked because they were cut; they count in what the loss is divided by.
 ///
 /// # Errors
 /// A parameter without a gradient, a loss that is not finite, as the model.
@@ -192,8 +192,9 @@ pub fn model_gradients(
     let counting = super::grpo::GrpoConfig { beta: 0.0, entropy_bonus: 0.0, ..*grpo };
     let totals = Totals::over(&[all], &counting)?;
     let advantage_alone = grpo.beta == 0.0 && grpo.entropy_bonus == 0.0;
-    let moving: Vec<Weighed> =
-        weighed.iter().copied().filter(|one| one.advantage != 0.0 || !advantage_alone).collect();
+    let masked = |one: &Weighed| grpo.mask_truncated && one.truncated();
+    let moves = |one: &Weighed| (one.advantage != 0.0 || !advantage_alone) && !masked(one);
+    let moving: Vec<Weighed> = weighed.iter().copied().filter(moves).collect();
     let batches = micro_batches(&moving, pupil.micro_batch_tokens);
     let one = |batch: &&[Weighed], tally: &mut Tally| batch_gradients(pupil, batch, &totals, config, tally);
     summed(&batches, pupil.micro_batches_at_once, one, tally)

@@ -6,9 +6,10 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 
 use super::Qwen2_5Vl;
+use super::config::Config;
 use crate::checkpoint::peft::export::{self, SHARD_BYTES};
 use crate::checkpoint::peft::names::{Factor, key, legacy, parse};
-use crate::checkpoint::peft::{self, LoraConfig, Names, Pair};
+use crate::checkpoint::peft::{self, LoraConfig, Names, Pair, Targets};
 use crate::nn::{Linear, Lora, fresh_lora};
 use crate::optim::Parameters;
 use crate::{Error, Result};
@@ -197,6 +198,35 @@ impl Qwen2_5Vl {
             maps.push((format!("model.visual.{name}"), parts));
         }
         maps
+    }
+}
+
+/// Refuses a pattern that would not train the text model alone, before the model is there.
+///
+/// # Errors
+/// A pattern that means no module of the text model, or one of the vision tower.
+pub fn targets_of_text(config: &Config, pattern: &str) -> Result<()> {
+    let targets = Targets::Regex(pattern.to_owned());
+    let meant = |name: &String| targets.matches(&[name, &legacy(name)]);
+    let wrong = |cause: String| {
+        let example = r#"".*language_model.*(q|v)_proj""#;
+        Err(Error::Input(format!(
+            "config: model.learn.adapters.targets: {pattern:?} {cause}; a pattern matches whole names, such as {example}"
+        )))
+    };
+    let maps = ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"];
+    let text = (0..config.text.num_hidden_layers)
+        .flat_map(|i| maps.map(|map| format!("model.language_model.layers.{i}.{map}_proj")));
+    let maps = ["attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+    let mut vision = (0..config.vision.depth)
+        .flat_map(|i| maps.map(|map| format!("model.visual.blocks.{i}.{map}")))
+        .chain(["mlp.0", "mlp.2"].map(|map| format!("model.visual.merger.{map}")));
+    if let Some(name) = vision.find_map(|name| meant(&name).map(|yes| yes.then_some(name)).transpose()) {
+        return wrong(format!("means {}, and the vision tower is frozen", name?));
+    }
+    match text.map(|name| meant(&name)).find(|yes| !matches!(yes, Ok(false))) {
+        Some(yes) => yes.map(|_| ()),
+        None => wrong("means no module of the text model".to_owned()),
     }
 }
 

@@ -1,0 +1,139 @@
+//! When a run is stopped although its numbers are still finite: a loss or a gradient that explodes, a reward that collapses.
+//!
+//! A policy that has come apart earns the same for everything it says, so that no gradient is left to notice it by. What it
+//! earned before is kept for that.
+
+use serde::{Deserialize, Serialize};
+
+use super::objective::check_settings;
+use super::tally::Tally;
+use crate::error::{Error, Result};
+
+/// Limits of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlarmConfig {
+    /// Largest loss of either side, by its absolute value.
+    pub max_loss: f64,
+    /// Largest norm of a gradient before it is clipped, in multiples of the running mean.
+    pub max_grad_norm_growth: f64,
+    /// The running mean of the reward may fall to this share of its highest value; 0 lets it fall.
+    pub min_reward_share: f64,
+}
+
+impl Default for AlarmConfig {
+    fn default() -> Self {
+        Self { max_loss: 1e3, max_grad_norm_growth: 1e3, min_reward_share: 0.5 }
+    }
+}
+
+impl AlarmConfig {
+    /// Whether the limits are limits.
+    ///
+    /// # Errors
+    /// Names the setting, what was expected and what came.
+    pub fn check(&self) -> Result<()> {
+        check_settings(&[
+            ("config: alarm.max_loss", self.max_loss, f64::MIN_POSITIVE..=f64::INFINITY),
+            ("config: alarm.max_grad_norm_growth", self.max_grad_norm_growth, 1.0..=f64::INFINITY),
+            ("config: alarm.min_reward_share", self.min_reward_share, 0.0..=1.0),
+        ])
+    }
+}
+
+/// Running means, part of a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Alarm {
+    /// Of the reward, its highest value so far, and the steps that it holds.
+    reward: Mean,
+    best: f64,
+    /// Of the norm of the language model's gradient and of the sampler's.
+    norms: [Mean; 2],
+    /// Steps in a row in which no group had a signal.
+    silent: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct Mean {
+    value: f64,
+    steps: u64,
+}
+
+/// Steps before a running mean says anything.
+const SETTLED: u64 = 10;
+/// How much of a running mean is kept at a step.
+const KEPT: f64 = 0.9;
+/// Steps without a signal between two warnings.
+const SILENCE: u64 = 10;
+
+impl Mean {
+    fn add(&mut self, value: f64) {
+        self.value = if self.steps == 0 { value } else { KEPT * self.value + (1.0 - KEPT) * value };
+        self.steps += 1;
+    }
+
+    fn settled(&self) -> bool {
+        self.steps >= SETTLED
+    }
+}
+
+impl Alarm {
+    /// Looks at the metrics of a step.
+    ///
+    /// # Errors
+    /// What exploded or collapsed, from which value to which, and what to do.
+    pub fn look(&mut self, tally: &Tally, config: &AlarmConfig) -> Result<()> {
+        for name in ["loss", "sampler/policy_loss"] {
+            if let Some(loss) = tally.get(name).filter(|loss| loss.abs() > config.max_loss) {
+                return Err(stop(format!(
+                    "{name} is {loss:.3e}, expected at most {:e} (max_loss)",
+                    config.max_loss
+                )));
+            }
+        }
+        for (mean, name) in self.norms.iter_mut().zip(["grad_norm", "sampler/grad_norm"]) {
+            let Some(norm) = tally.get(name) else { continue };
+            let limit = config.max_grad_norm_growth * mean.value;
+            if mean.settled() && norm > limit && limit > 0.0 {
+                return Err(stop(format!(
+                    "{name} is {norm:.3e} after {:.3e} on average, expected at most {:e} times that (max_grad_norm_growth)",
+                    mean.value, config.max_grad_norm_growth
+                )));
+            }
+            mean.add(norm);
+        }
+        self.listen(tally);
+        let Some(reward) = tally.get("reward") else { return Ok(()) };
+        self.reward.add(reward);
+        if !self.reward.settled() {
+            return Ok(());
+        }
+        self.best = self.best.max(self.reward.value);
+        if self.reward.value < config.min_reward_share * self.best {
+            return Err(stop(format!(
+                "the reward fell to {:.3} on average from {:.3}, expected at least {} of it (min_reward_share)",
+                self.reward.value, self.best, config.min_reward_share
+            )));
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, tally: &Tally) {
+        let silent = tally.get("frac_reward_zero_std").is_some_and(|share| share >= 1.0);
+        self.silent = if silent { self.silent + 1 } else { 0 };
+        if self.silent > 0 && self.silent.is_multiple_of(SILENCE) {
+            tracing::warn!(
+                "no group of the last {} steps had a signal: all of its trajectories earned the same; look at frac_reward_zero_std, \
+                 groups_all_right and groups_all_wrong, and change questions, temperature or generations",
+                self.silent
+            );
+        }
+    }
+}
+
+fn stop(what: String) -> Error {
+    Error::Input(format!(
+        "alarm: {what}; lower the learning rate and begin from a checkpoint before it, or change the limit in [evolve.alarm]"
+    ))
+}
