@@ -8,6 +8,8 @@ mod clip;
 mod difficulty;
 mod evaluation;
 mod evolve;
+mod evolve_learning;
+mod evolve_refusals;
 mod evolve_run;
 mod feature_cache;
 mod gradcheck;

@@ -263,9 +263,11 @@ fn the_sampler_finds_the_needle() {
     for seed in [1, 2, 3] {
         let (before, after) = bandit(seed, Rewards::Own);
         assert!(before < 0.15 && after > 0.9, "seed {seed}: {before} -> {after}");
-        let (before, after) = bandit(seed, Rewards::Shuffled);
-        assert!(after < 0.3, "seed {seed}, shuffled rewards: {before} -> {after}");
     }
+    // One control wanders; together they stay where they were.
+    let after: Vec<f64> = (1..=24).map(|seed| bandit(seed, Rewards::Shuffled).1).collect();
+    let mean = after.iter().sum::<f64>() / 24.0;
+    assert!(mean < 0.15, "shuffled rewards: {mean}, chance 0.075: {after:?}");
 }
 
 const WORDS: usize = 48;
@@ -357,7 +359,8 @@ fn the_model_learns_to_say_a_word() {
     for seed in [1, 2, 3] {
         let (before, after) = talk(seed, Rewards::Own);
         assert!(before < 0.05 && after > 0.9, "seed {seed}: {before} -> {after}");
-        let (before, after) = talk(seed, Rewards::Shuffled);
-        assert!(after < 0.1, "seed {seed}, shuffled rewards: {before} -> {after}");
     }
+    let after: Vec<f64> = (1..=12).map(|seed| talk(seed, Rewards::Shuffled).1).collect();
+    let mean = after.iter().sum::<f64>() / 12.0;
+    assert!(mean < 0.04, "shuffled rewards: {mean}, chance 0.021: {after:?}");
 }

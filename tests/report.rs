@@ -79,6 +79,7 @@ pub fn evaluation() -> Evaluation {
         questions: 1200,
         key_frames: 8,
         methods: vec![method("uniform", 0.412), method("msjoe", 0.536)],
+        rewards: vec![("msjoe".to_owned(), (0..60).map(|step| 0.4 + 0.005 * f64::from(step)).collect())],
         ..Evaluation::default()
     }
 }

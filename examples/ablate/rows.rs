@@ -48,7 +48,7 @@ const fn joint(name: &'static str, title: &'static str, change: fn(&mut EvolveCo
 /// The row that every other one is compared with.
 pub const JOINT: &str = "joint";
 
-pub const ROWS: [Row; 13] = [
+pub const ROWS: [Row; 14] = [
     row("uniform", "uniform", Training::None, Asking::Question, Choosing::Uniform),
     row("top-k", "top-k, the question as query", Training::None, Asking::Question, Choosing::TopK),
     row(
@@ -85,6 +85,11 @@ pub const ROWS: [Row; 13] = [
         if config.model.learn != Learn::Nothing {
             config.sampler.worth = Worth::Reward(Baseline::None);
         }
+    }),
+    joint("shuffled", "joint, rewards dealt out at random (control)", |config| {
+        config.shuffle_rewards = config.model.learn != Learn::Nothing;
+        // A control may fall as far as it likes.
+        config.alarm.min_reward_share = 0.0;
     }),
     joint("apart", "joint, the frames of a draw kept apart (ours)", |config| {
         config.sampler.network.apart = 1.0

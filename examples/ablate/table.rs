@@ -117,12 +117,15 @@ impl Table {
             seeds: row.seeds,
             by_frames: if row.by_frames.len() > 1 { row.by_frames.clone() } else { BTreeMap::new() },
         };
+        let rewards =
+            |row: &Line| (row.title.replace("**", ""), row.curve.iter().map(|point| point.reward).collect());
         Evaluation {
             title: "Joint evolution and what it is made of".to_owned(),
             facts: vec![("World".to_owned(), format!("seed {}, test split", self.world_seed))],
             questions: self.questions,
             key_frames: K,
             methods: self.rows.iter().map(method).collect(),
+            rewards: self.rows.iter().filter(|row| !row.curve.is_empty()).map(rewards).collect(),
             warnings: vec![],
         }
     }
@@ -161,9 +164,31 @@ impl Table {
                 let _ = writeln!(text, "| {} |{shares}", row.title);
             }
         }
+        self.rewards(&mut text);
         text
     }
+
+    /// The reward of both stages together, at its start and at its end.
+    fn rewards(&self, text: &mut String) {
+        let learned: Vec<&Line> = self.rows.iter().filter(|row| !row.curve.is_empty()).collect();
+        if learned.is_empty() {
+            return;
+        }
+        let _ =
+            writeln!(text, "\n| reward | first {FEW} steps | middle | last {FEW} steps |\n|---|---|---|---|");
+        for row in learned {
+            let mean = |points: &[Point]| points.iter().map(|p| p.reward).sum::<f64>() / points.len() as f64;
+            let (curve, few) = (&row.curve, FEW.min(row.curve.len()));
+            let middle = (curve.len() - few) / 2;
+            let parts = [&curve[..few], &curve[middle..middle + few], &curve[curve.len() - few..]];
+            let [first, middle, last] = parts.map(mean);
+            let _ = writeln!(text, "| {} | {first:.3} | {middle:.3} | {last:.3} |", row.title);
+        }
+    }
 }
+
+/// Steps whose mean reward stands for a part of the curve.
+const FEW: usize = 10;
 
 fn percent(estimate: &Estimate) -> String {
     let Estimate { mean, low, high } = estimate;

@@ -1,13 +1,15 @@
-//! Trains the small models of the toy world from scratch: CLIP, then the language model.
+//! Trains the small models of the toy world from scratch: CLIP, the language model, and what joint evolution makes of them.
 //!
 //!     cargo run --release --example train_toy -- --out models/toy
 //!
-//! Writes `models/toy/{clip,mllm}` in Hugging Face layout with their own tokenizers. Interrupted, it goes on where it
+//! Writes `models/toy/{clip,mllm}` in Hugging Face layout with their own tokenizers, `sampler.safetensors` of stage 1 and, in
+//! `evolved`, the adapter and the sampler of both stages (the settings of `toy_lora.toml`). Interrupted, it goes on where it
 //! last saved (`--work`, default `runs/train_toy`). Prints one line per measurement:
 //!
 //!     mllm follow 805/805: loss 0.053; captions of one thing 0.50; ...; evidence 0.904 (category 0.97, ...); uniform 0.442 ...
 
 mod clip;
+mod evolve;
 mod measure;
 mod mllm;
 mod patches;
@@ -50,6 +52,8 @@ struct Args {
 enum Model {
     Clip,
     Mllm,
+    /// Both stages of joint evolution, with the other two models as they are
+    Evolved,
 }
 
 /// The worlds lessons are taken from.
@@ -81,14 +85,21 @@ fn main() -> Result<()> {
         long: World::new(Spec::default(), args.world_seed)?,
     };
     std::fs::create_dir_all(&args.work)?;
-    if args.only == Some(Model::Clip) && args.stage.is_some() {
-        bail!("--stage is of the language model, which --only clip leaves out");
+    if let (Some(only), true) = (args.only.filter(|only| *only != Model::Mllm), args.stage.is_some()) {
+        bail!(
+            "--stage is of the language model, which --only {} leaves out",
+            only.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+        );
     }
-    if args.only != Some(Model::Mllm) && args.stage.is_none() {
+    let wanted = |model| args.only.unwrap_or(model) == model;
+    if wanted(Model::Clip) && args.stage.is_none() {
         clip::train(&args, &worlds)?;
     }
-    if args.only != Some(Model::Clip) {
+    if wanted(Model::Mllm) {
         mllm::train(&args, &worlds)?;
+    }
+    if wanted(Model::Evolved) && args.stage.is_none() {
+        evolve::train(&args)?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The small Qwen2.5-VL: describes single frames first, then answers from frames sampled evenly and writes queries.
+//! The small Qwen2.5-VL: describes single frames first, then answers and writes queries. Frames are sampled evenly, but for a
+//! part of the last stage's clips, which are seen at the answer to a question (`msjoe::supervised::lessons`).
 
 use std::path::Path;
 

@@ -31,6 +31,7 @@ pub fn page(results: &Results) -> String {
         questions: results.questions,
         key_frames: frames,
         methods,
+        rewards: vec![],
         warnings: warnings(results),
     };
     page.html()

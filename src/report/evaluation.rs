@@ -21,6 +21,8 @@ pub struct Evaluation {
     pub key_frames: usize,
     /// One per row, in the order to show them.
     pub methods: Vec<Method>,
+    /// Mean reward of each step of training, by method, where one was trained for this.
+    pub rewards: Vec<(String, Vec<f64>)>,
     /// What the reader should know.
     pub warnings: Vec<String>,
 }
@@ -68,7 +70,28 @@ impl Evaluation {
         if self.methods.iter().any(|method| !method.by_frames.is_empty()) {
             let _ = write!(body, "<section><h2>Accuracy over key frames</h2>{}</section>", self.chart());
         }
+        if !self.rewards.is_empty() {
+            let _ = write!(body, "<section><h2>Reward over training</h2>{}</section>", self.rewards());
+        }
         page(&self.title, "", &body)
+    }
+
+    fn rewards(&self) -> String {
+        let series = self.rewards.iter().map(|(name, rewards)| {
+            let point = |(at, &y): (usize, &f64)| Point { x: (at + 1) as f64, y, low: y, high: y };
+            let points = rewards.iter().enumerate().map(point).collect();
+            Series { name: name.clone(), style: Style::Line, band: false, points }
+        });
+        Chart {
+            id: "rewards".to_owned(),
+            title: "Reward over the steps of training".to_owned(),
+            note: "Means over the seeds and the trajectories of a step; rewards that leave out a part end lower.".to_owned(),
+            x: "step",
+            y: "reward",
+            unit: Unit::Plain,
+            series: series.collect(),
+        }
+        .html()
     }
 
     fn columns(&self) -> Vec<Column<'_>> {

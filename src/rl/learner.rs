@@ -78,10 +78,11 @@ impl Learner {
             Learn::Nothing => None,
             Learn::Everything => Some(tutored(&mut chat, weights, config)?),
             Learn::Adapters { rank, alpha, targets } => {
-                let lora = match targets {
+                let mut lora = match targets {
                     None => LoraConfig::text(*rank, *alpha),
                     Some(regex) => LoraConfig::new(*rank, *alpha, Targets::Regex(regex.clone())),
                 };
+                lora.base_model = Some(weights.dir().display().to_string());
                 Some(adapted(&mut chat, lora, config)?)
             }
         };

@@ -69,6 +69,13 @@ impl Trainer {
         if tasks.is_empty() {
             return Err(Error::Input("training: expected questions, got none".to_owned()));
         }
+        if config.questions > tasks.len() {
+            return Err(Error::Input(format!(
+                "config: questions: expected at most the {} questions of the training set in a step, got {}",
+                tasks.len(),
+                config.questions
+            )));
+        }
         Ok(Self {
             config,
             learner,
@@ -199,12 +206,12 @@ impl Trainer {
         Ok(groups)
     }
 
-    /// The next questions; every pass over the training set is in an order of its own.
+    /// The next questions, each once; every pass over the training set is in an order of its own.
     fn next_tasks(&mut self, count: usize) -> Vec<Arc<Task>> {
         let total = self.tasks.len() as u64;
-        let mut picked = Vec::with_capacity(count);
+        let mut picked: Vec<Arc<Task>> = Vec::with_capacity(count);
         let mut order: Option<(u64, Vec<usize>)> = None;
-        for _ in 0..count {
+        while picked.len() < count {
             let (pass, place) = (self.progress.taken / total, self.progress.taken % total);
             if order.as_ref().is_none_or(|(of, _)| *of != pass) {
                 let mut shuffled: Vec<usize> = (0..self.tasks.len()).collect();
@@ -213,7 +220,11 @@ impl Trainer {
                 order = Some((pass, shuffled));
             }
             if let Some((_, order)) = &order {
-                picked.push(self.tasks[order[place as usize]].clone());
+                let task = &self.tasks[order[place as usize]];
+                // The end of a pass and the begin of the next may hold the same.
+                if !picked.iter().any(|known| Arc::ptr_eq(known, task)) {
+                    picked.push(task.clone());
+                }
             }
             self.progress.taken += 1;
         }

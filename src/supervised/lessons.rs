@@ -1,5 +1,6 @@
 //! What the base models of the toy world learn from: captions for CLIP, and for the language model to describe frames,
-//! to answer from frames sampled evenly, and to write queries.
+//! to answer from frames, and to write queries. Frames are sampled evenly, but for 0.6 of the followed clips with evidence
+//! ([`Lesson::Follow`]), which are seen at an answer, as a sampler would show them: the paper's base has seen no such frames.
 //!
 //! Every lesson follows from (world, number), so that a resumed training goes on with the same ones.
 
