@@ -232,9 +232,3 @@ pub fn run(main: impl FnOnce() -> Result<()>) -> std::process::ExitCode {
         }
     }
 }
-
-/// `h:mm:ss` of a time in seconds.
-pub fn clock(seconds: f64) -> String {
-    let whole = seconds as u64;
-    format!("{}:{:02}:{:04.1}", whole / 3600, whole / 60 % 60, seconds - (whole - whole % 60) as f64)
-}

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::checkpoint::write_file;
+use crate::checkpoint::{parent, write_file};
 use crate::text::Question;
 use crate::{Error, Result};
 
@@ -239,6 +239,6 @@ pub fn write_difficulty(
 
 /// The folder of a file, by its one true name.
 fn folder(file: &Path) -> Result<PathBuf> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = parent(file);
     folder.canonicalize().map_err(|error| Error::io(folder, error))
 }

@@ -74,7 +74,8 @@ pub struct Journal {
     keys: HashSet<Key>,
     /// Every answer of the folder, in the order of the file.
     pub predictions: Vec<Prediction>,
-    /// Lines that could not be read and were dropped: half-written ones. What they answered is answered again.
+    /// Lines that could not be read: a last one that was half written, which is cut off, and broken ones, which stay in the
+    /// file. What they answered is answered again.
     pub dropped: usize,
 }
 
@@ -151,7 +152,8 @@ impl Journal {
             lines.push('\n');
             new.push(prediction);
         }
-        self.file.write_all(lines.as_bytes()).map_err(|error| Error::io(&path, error))?;
+        let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
+        written.map_err(|error| Error::io(&path, error))?;
         let count = new.len();
         self.keys.extend(new.iter().map(Prediction::key));
         self.predictions.extend(new);

@@ -108,7 +108,12 @@ impl LoraConfig {
             alpha: alpha
                 .as_f64()
                 .ok_or_else(|| wrong(format!("lora_alpha is {alpha}, expected a number")))?,
-            use_rslora: field("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+            use_rslora: match field("use_rslora") {
+                None => false,
+                Some(on) => on
+                    .as_bool()
+                    .ok_or_else(|| wrong(format!("use_rslora is {on}, expected true or false")))?,
+            },
             targets: targets(need("target_modules")?, "target_modules").map_err(wrong)?,
             exclude: (field("exclude_modules").filter(|value| !is_empty(value)))
                 .map(|value| targets(value, "exclude_modules"))

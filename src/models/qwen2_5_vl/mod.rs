@@ -81,7 +81,9 @@ impl Qwen2_5Vl {
     /// As [`Config::load`] and [`Checkpoint::open`].
     pub fn weights(dir: impl AsRef<Path>) -> Result<Checkpoint> {
         let tied = Config::load(dir.as_ref())?.text.tie_word_embeddings;
-        Checkpoint::open_renamed(dir, |name| (!tied || !name.ends_with("lm_head.weight")).then(|| legacy(name)))
+        Checkpoint::open_renamed(dir, |name| {
+            (!tied || !name.ends_with("lm_head.weight")).then(|| legacy(name))
+        })
     }
 
     /// Builds the model from tensors under their published names.
