@@ -2,7 +2,7 @@
 //! `samples_<task>.jsonl` with one line per question. Names of tasks, metrics and fields are the harness's (0.3 to 0.6);
 //! accuracies are shares, 0 to 1.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
@@ -11,7 +11,7 @@ use super::journal::{Journal, Prediction};
 use super::method::Column;
 use super::settings::{Settings, hash_of_texts};
 use crate::benchmarks::Benchmark;
-use crate::checkpoint::write_file;
+use crate::checkpoint::{write_file, write_json};
 use crate::error::{Error, Result};
 
 /// Task and metric of a benchmark.
@@ -64,11 +64,6 @@ pub fn write(
         folders.push(folder);
     }
     Ok(folders)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let bytes = serde_json::to_vec_pretty(value);
-    write_file(path, &bytes.map_err(|error| Error::Input(format!("{}: {error}", path.display())))?)
 }
 
 /// The number and its standard error.

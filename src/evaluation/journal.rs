@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::{Column, Source};
 use super::settings::Settings;
-use crate::checkpoint::{read_json, write_file};
+use crate::checkpoint::{read_json, write_json};
 use crate::error::{Error, Result};
 use crate::pipeline::StepReport;
 use crate::rl::run::held;
@@ -178,7 +178,7 @@ fn agree(folder: &Path, settings: &Settings, answers: bool) -> Result<()> {
                 folder.display()
             )));
         }
-        return keep(&path, settings);
+        return write_json(&path, settings);
     }
     let known: Settings = read_json(&path)?;
     let joined = settings.joined(&known).map_err(|error| {
@@ -187,10 +187,5 @@ fn agree(folder: &Path, settings: &Settings, answers: bool) -> Result<()> {
             folder.display()
         ))
     })?;
-    if joined == known { Ok(()) } else { keep(&path, &joined) }
-}
-
-fn keep(path: &Path, settings: &Settings) -> Result<()> {
-    let bytes = serde_json::to_vec_pretty(settings);
-    write_file(path, &bytes.map_err(|error| Error::Input(format!("{}: {error}", path.display())))?)
+    if joined == known { Ok(()) } else { write_json(&path, &joined) }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::item::Item;
+use crate::checkpoint::files;
 use crate::error::{Error, Result};
 use crate::rl::plan::Shown;
 
@@ -189,17 +190,7 @@ const END: u64 = 1 << 20;
 /// # Errors
 /// A file that cannot be read.
 pub fn identity(path: &Path) -> Result<String> {
-    let failed = |error| Error::io(path, error);
-    let mut files = vec![];
-    if path.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(failed)? {
-            let file = entry.map_err(failed)?.path();
-            files.extend(file.is_file().then_some(file));
-        }
-    } else {
-        files.push(path.to_owned());
-    }
-    files.sort();
+    let files = if path.is_dir() { files(path)? } else { vec![path.to_owned()] };
     let mut hash = Sha256::new();
     for file in files {
         // The name of a single file says nothing about what is in it.

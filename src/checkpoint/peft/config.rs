@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::targets::{Targets, first_match};
-use crate::checkpoint::{read_json, write_file};
+use crate::checkpoint::{read_json, write_json};
 use crate::{Error, Result};
 
 /// Version that the file names as its writer's: the fields are those of this release.
@@ -132,8 +132,7 @@ impl LoraConfig {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(&self.fields()).map_err(|e| Error::checkpoint(path, e))?;
-        write_file(path, (text + "\n").as_bytes())
+        write_json(path, &self.fields())
     }
 
     fn fields(&self) -> Value {
