@@ -75,7 +75,7 @@ fn print(question: &Question, outcome: &Outcome) {
     let frames = outcome.key_frames.iter().map(|f| format!("{} ({:.3})", clock(f.seconds), f.weight));
     println!("frames   {}", frames.collect::<Vec<_>>().join("  "));
     for step in &outcome.steps {
-        let name = format!("{:?}", step.step).to_lowercase();
+        let name = step.step.name();
         let tokens = match (step.prompt_tokens, step.visual_tokens, step.new_tokens) {
             (Some(prompt), Some(visual), Some(new)) => {
                 format!("  {prompt} prompt tokens ({visual} visual), {new} new")

@@ -114,8 +114,7 @@ fn told(outcome: &Outcome, sample: &Sample) -> Result<bool> {
         let mark = if evidence { "  in the evidence" } else { "" };
         println!("frame    {}  weight {:.5}{mark}", clock(frame.seconds), frame.weight);
     }
-    let steps =
-        outcome.steps.iter().map(|step| format!("{:?} {:.2} s", step.step, step.seconds).to_lowercase());
+    let steps = outcome.steps.iter().map(|step| format!("{} {:.2} s", step.step.name(), step.seconds));
     println!("time     {}", steps.collect::<Vec<_>>().join(", "));
     let answer = outcome.answer.as_ref().context("the pipeline gave no answer")?;
     let right = answer.choice == Some(sample.answer);

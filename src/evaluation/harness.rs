@@ -13,6 +13,7 @@ use super::settings::{Settings, hash_of_texts};
 use crate::benchmarks::Benchmark;
 use crate::checkpoint::{write_file, write_json};
 use crate::error::{Error, Result};
+use crate::text::labels::letter;
 
 /// Task and metric of a benchmark.
 fn task(benchmark: Option<Benchmark>) -> (&'static str, &'static str) {
@@ -95,18 +96,11 @@ fn summary(
     })
 }
 
-fn letter(index: usize) -> String {
-    u8::try_from(index)
-        .ok()
-        .filter(|&at| at < 26)
-        .map_or(String::new(), |at| char::from(b'A' + at).to_string())
-}
-
 fn sample(at: usize, item: &Item, prediction: &Prediction, metric: &str) -> Value {
-    let answer = letter(item.answer);
+    let answer = letter(item.answer).to_string();
     // The harness compares letters; of two equal options either is right.
     let said = if prediction.right { Some(item.answer) } else { prediction.choice };
-    let said = said.map_or(String::new(), letter);
+    let said = said.map_or(String::new(), |place| letter(place).to_string());
     let group = |name: &str| {
         let values = item.groups.iter().filter(|(group, _)| group == name).map(|(_, value)| value.as_str());
         values.collect::<Vec<_>>().join(", ")

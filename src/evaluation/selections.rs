@@ -11,9 +11,9 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::item::{folders, found};
+use super::item::folders;
 use crate::benchmarks::scoring::{by_value, place};
-use crate::benchmarks::{Entry, Loaded};
+use crate::benchmarks::{Entry, Loaded, found};
 use crate::error::{Error, Result};
 use crate::video::Video;
 
