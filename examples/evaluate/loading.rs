@@ -21,7 +21,7 @@ use msjoe::pipeline::{FrameTiming, ShowKeyFrames};
 use msjoe::select::Strategy;
 use msjoe::text::Dialogue;
 
-use crate::cli::{Stop, fetch};
+use crate::cli::{Placement, Stop, fetch};
 
 /// Compares selection methods on a benchmark.
 #[derive(Parser)]
@@ -109,12 +109,8 @@ pub struct Args {
     /// Questions that go through the language model together [1; toy: 48]
     #[arg(long)]
     pub together: Option<usize>,
-    /// cpu or cuda[:N]
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
-    /// Precision of the language model: auto, f32, bf16 or f16
-    #[arg(long, default_value = "auto")]
-    pub dtype: String,
+    #[command(flatten)]
+    pub placement: Placement,
     /// Compute CLIP features anew and keep none
     #[arg(long)]
     pub no_cache: bool,
@@ -191,8 +187,7 @@ impl Args {
             given.clone().unwrap_or(if toy { of_toy.to_owned() } else { name.to_owned() })
         };
         let hub = Hub::from_env()?;
-        let device = msjoe::device::device(&self.device)?;
-        let dtype = msjoe::device::dtype(&self.dtype, &device)?;
+        let (device, dtype) = self.placement.open()?;
         let mllm = fetch(&hub, &spec(&self.mllm, "models/toy/mllm", "qwen2.5-vl-7b"), stop)?;
         let clip = match needs_clip(columns) {
             true => Some(fetch(&hub, &spec(&self.clip, "models/toy/clip", "clip-vit-large-patch14"), stop)?),
