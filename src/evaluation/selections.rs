@@ -262,12 +262,7 @@ struct One<'a> {
 pub fn judge(loaded: &Loaded, path: &Path, selections: &Selections, rate: FrameRate) -> Result<Judged> {
     let Joined { chosen: joined, repeated, unknown } = selections.join(loaded)?;
     if joined.is_empty() {
-        let example = |name: Option<&String>| name.map_or("none".to_owned(), |name| format!("{name:?}"));
-        return Err(Error::Input(format!(
-            "selections: expected ids of the annotation such as {}, got such as {}",
-            example(loaded.entries.first().map(|entry| &entry.id)),
-            example(unknown.first())
-        )));
+        return Err(strangers(loaded, &unknown));
     }
     let mut judged = Judged {
         questions: loaded.entries.len(),
@@ -278,8 +273,7 @@ pub fn judge(loaded: &Loaded, path: &Path, selections: &Selections, rate: FrameR
     judged.tell(twice(&repeated, loaded).into_iter());
     judged.tell(unknown.iter().map(|name| format!("{name}: no question of the annotation")));
     let mut rates = Rates { folders: folders(path), rate, known: HashMap::new() };
-    let mut all = vec![];
-    let mut told: [Vec<String>; 3] = Default::default();
+    let (mut all, mut told): (Vec<One>, [Vec<String>; 3]) = Default::default();
     for (at, entry) in loaded.entries.iter().enumerate() {
         let Some(chosen) = joined.get(&at) else {
             judged.without += 1;
@@ -324,6 +318,15 @@ pub fn judge(loaded: &Loaded, path: &Path, selections: &Selections, rate: FrameR
     told.into_iter().for_each(|messages| judged.tell(messages.into_iter()));
     judged.sum_up(&all);
     Ok(judged)
+}
+
+fn strangers(loaded: &Loaded, unknown: &[String]) -> Error {
+    let example = |name: Option<&String>| name.map_or("none".to_owned(), |name| format!("{name:?}"));
+    Error::Input(format!(
+        "selections: expected ids of the annotation such as {}, got such as {}",
+        example(loaded.entries.first().map(|entry| &entry.id)),
+        example(unknown.first())
+    ))
 }
 
 fn twice(repeated: &[usize], loaded: &Loaded) -> Option<String> {
