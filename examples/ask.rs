@@ -7,7 +7,7 @@
 //! prints the visual queries, the key frames with their times and weights, what each step took, and the answer:
 //! ```text
 //! query    a woman holding an object in front of an audience
-//! frames   0:03:12.0 (0.081)  0:03:13.0 (0.077)  ...
+//! frames   0:03:12 (0.081)  0:03:13 (0.077)  ...
 //! answer   B. a book
 //! ```
 //! With `--json` the whole outcome as one JSON object; with `--report FILE` also a page to look at.
@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Parser;
 use msjoe::pipeline::Outcome;
-use msjoe::report::Answered;
+use msjoe::report::{Answered, clock};
 use msjoe::text::Question;
 
 /// Ask a question about a video
@@ -72,10 +72,10 @@ fn print(question: &Question, outcome: &Outcome) {
     for query in outcome.queries.iter().flat_map(|queries| &queries.queries) {
         println!("query    {query}");
     }
-    let frames = outcome.key_frames.iter().map(|f| format!("{} ({:.3})", cli::clock(f.seconds), f.weight));
+    let frames = outcome.key_frames.iter().map(|f| format!("{} ({:.3})", clock(f.seconds), f.weight));
     println!("frames   {}", frames.collect::<Vec<_>>().join("  "));
     for step in &outcome.steps {
-        let name = format!("{:?}", step.step).to_lowercase();
+        let name = step.step.name();
         let tokens = match (step.prompt_tokens, step.visual_tokens, step.new_tokens) {
             (Some(prompt), Some(visual), Some(new)) => {
                 format!("  {prompt} prompt tokens ({visual} visual), {new} new")

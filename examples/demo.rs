@@ -20,7 +20,7 @@ use clap::Parser;
 use cli::sheet::sheet;
 use msjoe::data::world::{Length, Sample, Span, Spec, Split, World};
 use msjoe::pipeline::{Options, Outcome, Pipeline, ShowKeyFrames, Weights};
-use msjoe::report::Answered;
+use msjoe::report::{Answered, clock};
 
 /// Answer the questions of a rendered 10-minute video with small trained models
 #[derive(Parser)]
@@ -107,15 +107,14 @@ fn told(outcome: &Outcome, sample: &Sample) -> Result<bool> {
         queries.queries.iter().for_each(|query| println!("query    {query:?} ({:?})", queries.form));
     }
     for range in &sample.evidence {
-        println!("evidence {} to {}", cli::clock(range.start as f64), cli::clock(range.end as f64));
+        println!("evidence {} to {}", clock(range.start as f64), clock(range.end as f64));
     }
     for frame in &outcome.key_frames {
         let evidence = sample.evidence.iter().any(|range| range.contains(&(frame.seconds as usize)));
         let mark = if evidence { "  in the evidence" } else { "" };
-        println!("frame    {}  weight {:.5}{mark}", cli::clock(frame.seconds), frame.weight);
+        println!("frame    {}  weight {:.5}{mark}", clock(frame.seconds), frame.weight);
     }
-    let steps =
-        outcome.steps.iter().map(|step| format!("{:?} {:.2} s", step.step, step.seconds).to_lowercase());
+    let steps = outcome.steps.iter().map(|step| format!("{} {:.2} s", step.step.name(), step.seconds));
     println!("time     {}", steps.collect::<Vec<_>>().join(", "));
     let answer = outcome.answer.as_ref().context("the pipeline gave no answer")?;
     let right = answer.choice == Some(sample.answer);

@@ -9,9 +9,11 @@
 //!
 //! With `--json`, an array of `{index, seconds, width, height, mean_rgb, thumb}` where `thumb` is the frame's luma
 //! averaged over an 8x8 grid of equal areas, row by row.
+
+mod cli;
+
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
@@ -37,19 +39,9 @@ struct Args {
     json: bool,
 }
 
-fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::ERROR)
-        .without_time()
-        .init();
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    cli::run(|| run(&args))
 }
 
 fn run(args: &Args) -> Result<()> {

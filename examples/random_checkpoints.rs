@@ -5,8 +5,10 @@
 //! /tmp/checkpoints/qwen2.5-vl
 //! /tmp/checkpoints/clip
 //! ```
+
+mod cli;
+
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use msjoe::checkpoint::random::{self, ClipSpec, QwenSpec};
@@ -54,17 +56,12 @@ impl From<Format> for candle_core::DType {
     }
 }
 
-fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    cli::run(|| run(&args))
 }
 
-fn run(args: &Args) -> msjoe::Result<()> {
+fn run(args: &Args) -> anyhow::Result<()> {
     let (qwen, clip) = (args.out.join("qwen2.5-vl"), args.out.join("clip"));
     let spec = QwenSpec {
         hidden: args.hidden,

@@ -12,10 +12,12 @@ mod cli;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use image::codecs::jpeg::JpegEncoder;
+use msjoe::checkpoint::write_folder;
 use msjoe::pipeline::KeyFrame;
+use msjoe::report::clock;
 use msjoe::video::{Fit, Request, Times, Video};
 use serde::Serialize;
 
@@ -61,22 +63,21 @@ fn run(arguments: &Arguments) -> Result<()> {
     let outcome = pipeline.choose(&arguments.ask.video, &question, &options, &mut cli::observer(&stop))?;
     outcome.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
 
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = tempfile::tempdir_in(parent).with_context(|| parent.display().to_string())?;
     let rows: Vec<Row> = (outcome.key_frames.iter())
         .map(|frame| Row { frame, file: format!("{:07}.jpg", frame.index) })
         .collect();
-    write_frames(arguments, &rows, folder.path(), &stop)?;
     let json = serde_json::to_string_pretty(&rows)?;
-    std::fs::write(folder.path().join("frames.json"), &json)?;
-    std::fs::rename(folder.keep(), out).with_context(|| out.display().to_string())?;
+    write_folder(out, |folder| {
+        write_frames(arguments, &rows, folder, &stop)?;
+        Ok::<(), anyhow::Error>(std::fs::write(folder.join("frames.json"), &json)?)
+    })?;
 
     if arguments.json {
         println!("{json}");
     } else {
         for row in &rows {
             let file = out.join(&row.file);
-            println!("{}  weight {:.4}  {}", cli::clock(row.frame.seconds), row.frame.weight, file.display());
+            println!("{}  weight {:.4}  {}", clock(row.frame.seconds), row.frame.weight, file.display());
         }
     }
     Ok(())

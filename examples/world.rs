@@ -12,7 +12,6 @@ mod cli;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -52,14 +51,9 @@ struct Arguments {
     json: bool,
 }
 
-fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    cli::run(|| run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

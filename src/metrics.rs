@@ -19,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::write_file;
+use crate::checkpoint::{files, write_file};
 use crate::{Error, Result};
 
 /// Name of the record in a run's folder.
@@ -195,18 +195,14 @@ fn parse(text: &[u8]) -> std::result::Result<Line, String> {
 
 /// The event files of a folder with their numbers, ascending.
 fn event_files(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let failed = |error| Error::io(folder, error);
-    let mut files = vec![];
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let number = name.strip_prefix(EVENTS).and_then(|rest| rest.strip_suffix(".msjoe")?.parse().ok());
-        if let Some(number) = number {
-            files.push((number, path));
-        }
-    }
-    files.sort();
-    Ok(files)
+    let numbered = |path: PathBuf| {
+        let name = path.file_name()?.to_string_lossy();
+        let number = name.strip_prefix(EVENTS)?.strip_suffix(".msjoe")?.parse().ok()?;
+        Some((number, path))
+    };
+    let mut numbered: Vec<_> = files(folder)?.into_iter().filter_map(numbered).collect();
+    numbered.sort();
+    Ok(numbered)
 }
 
 fn seconds_since_1970() -> f64 {

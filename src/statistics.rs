@@ -20,6 +20,14 @@ pub struct Estimate {
     pub high: f64,
 }
 
+impl Estimate {
+    /// `62.5 [58.1, 66.9]`: the mean and the interval of a share, in percent.
+    pub fn percent(&self) -> String {
+        let Self { mean, low, high } = self;
+        format!("{:.1} [{:.1}, {:.1}]", 100. * mean, 100. * low, 100. * high)
+    }
+}
+
 /// Share of right answers, `runs[run][question]`. Questions and runs are both drawn anew in each resample, so the interval
 /// covers other questions and other seeds.
 ///

@@ -13,12 +13,13 @@ fn features(seed: f32) -> Features {
     Features {
         embeds: Tensor::from_vec(values, (3, 4), &Device::Cpu).unwrap(),
         seconds: vec![0.0, 1.001, 2.0 + f64::EPSILON],
+        warning: None,
     }
 }
 
 fn same(a: &Features, b: &Features) -> bool {
     let values = |f: &Features| f.embeds.to_vec2::<f32>().unwrap();
-    values(a) == values(b) && a.seconds == b.seconds
+    values(a) == values(b) && a.seconds == b.seconds && a.warning == b.warning
 }
 
 #[test]
@@ -35,10 +36,32 @@ fn what_is_put_comes_back_bit_by_bit() {
 }
 
 #[test]
+fn a_warning_about_the_video_comes_back_and_each_flipped_bit_of_it_is_detected() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = FeatureCache::new(dir.path());
+    let told = Features { warning: Some("ends \"early\"\nat 3 s".into()), ..features(0.0) };
+    assert!(cache.get_or_compute(&key(), || Ok(told.clone())).unwrap().warning.is_none(), "not the cache's");
+    let again = cache.get_or_compute(&key(), || panic!("must come from the cache")).unwrap();
+    assert!(same(&again.features, &told));
+    let path = cache.path(&key());
+    let whole = std::fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        for bit in 0..8 {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << bit;
+            std::fs::write(&path, &bytes).unwrap();
+            let entry = cache.get(&key()).unwrap();
+            assert!(matches!(entry, Entry::Damaged { .. }), "byte {at}, bit {bit}: {entry:?}");
+        }
+    }
+}
+
+#[test]
 fn no_frames_are_features_too() {
     let dir = tempfile::tempdir().unwrap();
     let cache = FeatureCache::new(dir.path());
-    let none = Features { embeds: Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap(), seconds: vec![] };
+    let embeds = Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap();
+    let none = Features { embeds, seconds: vec![], warning: None };
     cache.put(&key(), &none).unwrap();
     let Entry::Hit(got) = cache.get(&key()).unwrap() else { panic!("expected a hit") };
     assert_eq!(got.embeds.dims(), [0, 4]);

@@ -246,6 +246,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("init_lora_weights", json!("pissa"), "init_lora_weights is \"pissa\""),
         ("r", json!(0), "rank of at least 1"),
         ("r", json!("8"), "r is \"8\""),
+        ("use_rslora", json!("true"), "use_rslora is \"true\", expected true or false"),
         ("r", Value::Null, "r is missing"),
         ("lora_alpha", json!("x"), "lora_alpha is \"x\""),
         ("target_modules", Value::Null, "target_modules is missing"),

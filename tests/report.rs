@@ -7,7 +7,7 @@ use msjoe::metrics::Line;
 use msjoe::models::language::Reply;
 use msjoe::models::qwen2_5_vl::generate::Finish;
 use msjoe::pipeline::{KeyFrame, Options, Outcome};
-use msjoe::report::{Answered, Cost, Evaluation, Frame, Method, Picture, Run, Said, Training, write};
+use msjoe::report::{Answered, Cost, Evaluation, Frame, Method, Picture, Run, Said, Training, clock, write};
 use msjoe::statistics::Estimate;
 use msjoe::text::{Question, query};
 
@@ -429,4 +429,17 @@ fn a_page_is_written_whole() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), evaluation().html());
     let error = write(folder.path().join("none/report.html"), "").unwrap_err().to_string();
     assert!(error.contains("none"), "{error}");
+}
+
+#[test]
+fn a_time_never_has_sixty_seconds() {
+    for (seconds, said) in [
+        (0., "0:00:00"),
+        (59.94, "0:00:59.9"),
+        (59.97, "0:01:00"),
+        (3599.96, "1:00:00"),
+        (192.5, "0:03:12.5"),
+    ] {
+        assert_eq!(clock(seconds), said);
+    }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use msjoe::Error;
+use msjoe::checkpoint::write_folder;
 use msjoe::video::{
     Fit, H264Writer, QwenSampling, Rational, Request, Times, Video, fit, resize, resize_float,
 };
@@ -331,4 +332,28 @@ fn unfinished_videos_leave_nothing() {
     let nowhere = folder.path().join("missing/made.mp4");
     assert!(H264Writer::create(&nowhere, 32, 32, Rational(25, 1)).is_err());
     assert_eq!(names(folder.path()), ["made.mp4"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn files_and_folders_have_the_mode_that_the_umask_gives() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mode = |name: &str| std::fs::metadata(path(name)).unwrap().permissions().mode() & 0o777;
+    std::fs::write(path("file"), "").unwrap();
+    std::fs::create_dir(path("folder")).unwrap();
+    let mut writer = H264Writer::create(path("video.mp4"), 32, 32, Rational::new(1, 1)).unwrap();
+    writer.push(&RgbImage::new(32, 32)).unwrap();
+    writer.finish().unwrap();
+    let fill = |folder: &Path| std::fs::write(folder.join("inside"), "").map_err(|e| Error::io(folder, e));
+    write_folder(&path("made"), fill).unwrap();
+    assert_eq!(mode("video.mp4"), mode("file"));
+    assert_eq!(mode("made"), mode("folder"));
+    assert!(path("made/inside").is_file());
+
+    let there = || std::fs::read_dir(dir.path()).unwrap().count();
+    assert!(write_folder(&path("other"), |_| Err(Error::Interrupted)).is_err());
+    assert!(write_folder(&path("made"), fill).is_err(), "there is one already");
+    assert_eq!(there(), 4, "nothing is left behind");
 }

@@ -142,14 +142,14 @@ impl Table {
         );
         let _ = writeln!(text, "|---|---|---|{}---|---|", "---|".repeat(names.len()));
         for row in &self.rows {
-            let better = row.joint_is_better_by.as_ref().map_or("-".to_owned(), percent);
+            let better = row.joint_is_better_by.as_ref().map_or("-".to_owned(), Estimate::percent);
             let shares: String =
                 row.families.values().map(|share| format!(" {:.0} |", 100.0 * share)).collect();
             let _ = writeln!(
                 text,
                 "| {} | {} | {better} |{shares} {:.2} | {} |",
                 row.title,
-                percent(&row.accuracy),
+                row.accuracy.percent(),
                 row.evidence_recall,
                 row.seeds
             );
@@ -160,7 +160,7 @@ impl Table {
             let counts: String = first.by_frames.keys().map(|k| format!(" K = {k} |")).collect();
             let _ = writeln!(text, "\n| accuracy |{counts}\n|---|{}", "---|".repeat(first.by_frames.len()));
             for row in curves {
-                let shares: String = row.by_frames.values().map(|e| format!(" {} |", percent(e))).collect();
+                let shares: String = row.by_frames.values().map(|e| format!(" {} |", e.percent())).collect();
                 let _ = writeln!(text, "| {} |{shares}", row.title);
             }
         }
@@ -186,11 +186,5 @@ impl Table {
         }
     }
 }
-
 /// Steps whose mean reward stands for a part of the curve.
 const FEW: usize = 10;
-
-fn percent(estimate: &Estimate) -> String {
-    let Estimate { mean, low, high } = estimate;
-    format!("{:.1} [{:.1}, {:.1}]", 100.0 * mean, 100.0 * low, 100.0 * high)
-}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
+use candle_core::{DType, Device};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use msjoe::data::feature_cache;
@@ -79,15 +80,30 @@ pub struct Models {
     /// similarities
     #[arg(long)]
     pub sampler: Option<PathBuf>,
-    /// cpu or cuda[:N]
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
-    /// Precision of the language model: auto, f32, bf16 or f16
-    #[arg(long, default_value = "auto")]
-    pub dtype: String,
+    #[command(flatten)]
+    pub placement: Placement,
     /// Compute CLIP features anew and keep none
     #[arg(long)]
     pub no_cache: bool,
+}
+
+/// Where the models run.
+#[derive(Args)]
+pub struct Placement {
+    /// cpu or cuda[:N]
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Precision of the language model: auto, f32, bf16 or f16
+    #[arg(long, default_value = "auto")]
+    dtype: String,
+}
+
+impl Placement {
+    pub fn open(&self) -> Result<(Device, DType)> {
+        let device = msjoe::device::device(&self.device)?;
+        let dtype = msjoe::device::dtype(&self.dtype, &device)?;
+        Ok((device, dtype))
+    }
 }
 
 impl Ask {
@@ -134,8 +150,7 @@ impl Models {
         let asks = options.strategy.reads_queries() && options.queries == QuerySource::Model;
         let needs_model = answers || asks;
         let fetch = |spec: &str| fetch(&hub, spec, stop);
-        let device = msjoe::device::device(&self.device)?;
-        let dtype = msjoe::device::dtype(&self.dtype, &device)?;
+        let (device, dtype) = self.placement.open()?;
         let weights = Weights {
             mllm: needs_model.then(|| fetch(&self.mllm)).transpose()?,
             adapter: self.adapter.clone().filter(|_| needs_model),
@@ -231,10 +246,4 @@ pub fn run(main: impl FnOnce() -> Result<()>) -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
-}
-
-/// `h:mm:ss` of a time in seconds.
-pub fn clock(seconds: f64) -> String {
-    let whole = seconds as u64;
-    format!("{}:{:02}:{:04.1}", whole / 3600, whole / 60 % 60, seconds - (whole - whole % 60) as f64)
 }

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use clap::Parser;
 use msjoe::data::world::Split;
 use msjoe::rl::difficulty::{Estimation, Filter};
 use msjoe::rl::plan::Plan;
 use serde_json::json;
+
+use crate::cli::Placement;
 
 /// Estimates pass rates and writes them beside the questions
 #[derive(Parser)]
@@ -37,12 +39,8 @@ pub struct Arguments {
     /// Adapter folder for the language model, as PEFT writes it
     #[arg(long)]
     pub adapter: Option<PathBuf>,
-    /// cpu or cuda[:N]
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
-    /// Precision of the language model: auto, f32, bf16 or f16
-    #[arg(long, default_value = "auto")]
-    pub dtype: String,
+    #[command(flatten)]
+    pub placement: Placement,
     /// Even frames that are shown
     #[arg(long, default_value_t = 8)]
     pub frames: usize,
@@ -105,13 +103,6 @@ impl Arguments {
         let mut name = self.out.clone().into_os_string();
         name.push(".rates");
         name.into()
-    }
-
-    /// Where the model runs, and its precision.
-    pub fn placement(&self) -> Result<(Device, DType)> {
-        let device = msjoe::device::device(&self.device)?;
-        let dtype = msjoe::device::dtype(&self.dtype, &device)?;
-        Ok((device, dtype))
     }
 
     /// Everything that a rate depends on besides its question.

@@ -46,7 +46,7 @@ fn main() -> std::process::ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
     let estimation = arguments.estimation()?;
-    let (device, dtype) = arguments.placement()?;
+    let (device, dtype) = arguments.placement.open()?;
     let stop = cli::Stop::on_ctrl_c()?;
     let tasks = arguments.tasks(&stop)?;
     long_enough(&tasks, (arguments.frames, 0))?;

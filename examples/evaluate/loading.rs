@@ -8,7 +8,7 @@ use clap::Parser;
 use msjoe::benchmarks::Benchmark;
 use msjoe::data::feature_cache::{self, FeatureCache};
 use msjoe::evaluation::{
-    Clock, Column, Form, FrameRate, Models, Seeds, Settings, Source, asks, identity, needs_clip,
+    Column, Form, FrameRate, Models, Seeds, Settings, Source, asks, identity, needs_clip,
 };
 use msjoe::hub::Hub;
 use msjoe::models::clip::Clip;
@@ -17,11 +17,11 @@ use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::sampler::Sampler;
 use msjoe::models::temporal_agent::{self, TemporalAgent};
 use msjoe::models::unet1d::{self, UNet1d};
-use msjoe::rl::plan::Shown;
+use msjoe::pipeline::{FrameTiming, ShowKeyFrames};
 use msjoe::select::Strategy;
 use msjoe::text::Dialogue;
 
-use crate::cli::{Stop, fetch};
+use crate::cli::{Placement, Stop, fetch};
 
 /// Compares selection methods on a benchmark.
 #[derive(Parser)]
@@ -109,12 +109,8 @@ pub struct Args {
     /// Questions that go through the language model together [1; toy: 48]
     #[arg(long)]
     pub together: Option<usize>,
-    /// cpu or cuda[:N]
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
-    /// Precision of the language model: auto, f32, bf16 or f16
-    #[arg(long, default_value = "auto")]
-    pub dtype: String,
+    #[command(flatten)]
+    pub placement: Placement,
     /// Compute CLIP features anew and keep none
     #[arg(long)]
     pub no_cache: bool,
@@ -183,15 +179,15 @@ impl Args {
         let toy = benchmark.is_none();
         let form =
             choice("answers", &self.answers, [("dialogue", Form::Dialogue), ("letter", Form::Letter)])?;
-        let show = choice("show", &self.show, [("images", Shown::Images), ("video", Shown::Video)])?;
+        let show =
+            choice("show", &self.show, [("images", ShowKeyFrames::Images), ("video", ShowKeyFrames::Video)])?;
         // Before gigabytes of weights are looked for.
         Settings { fps: self.fps, key_frame_tokens: self.tokens, ..Settings::default() }.check()?;
         let spec = |given: &Option<String>, of_toy: &str, name: &str| {
             given.clone().unwrap_or(if toy { of_toy.to_owned() } else { name.to_owned() })
         };
         let hub = Hub::from_env()?;
-        let device = msjoe::device::device(&self.device)?;
-        let dtype = msjoe::device::dtype(&self.dtype, &device)?;
+        let (device, dtype) = self.placement.open()?;
         let mllm = fetch(&hub, &spec(&self.mllm, "models/toy/mllm", "qwen2.5-vl-7b"), stop)?;
         let clip = match needs_clip(columns) {
             true => Some(fetch(&hub, &spec(&self.clip, "models/toy/clip", "clip-vit-large-patch14"), stop)?),
@@ -215,8 +211,8 @@ impl Args {
             fps: self.fps,
             previews: self.previews.unwrap_or(most / 2),
             key_frame_tokens: self.tokens,
-            show: show.unwrap_or(if toy { Shown::Images } else { Shown::Video }),
-            timing: if self.exact_times { Clock::Exact } else { Clock::Uniform },
+            show: show.unwrap_or(if toy { ShowKeyFrames::Images } else { ShowKeyFrames::Video }),
+            timing: if self.exact_times { FrameTiming::Exact } else { FrameTiming::Uniform },
             // The small models need about 30 tokens, and were trained without a penalty.
             query_tokens: if toy { 48 } else { 512 },
             answer_tokens: match form {

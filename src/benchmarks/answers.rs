@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::options::{self, letter, one_line};
+use super::options;
 use super::rows::{Row, brief};
-use crate::text::Question;
+use crate::text::{Question, labels, one_line};
 
 /// How an answer that could be read both ways is meant: `A` beside the options `B`, `A`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,7 +52,7 @@ fn answer(
                     let option = &options[index];
                     Err(format!(
                         "answer: the row's index says {}, {option:?}, and its answer {said:?}",
-                        letter(index)
+                        labels::letter(index)
                     ))
                 }
                 None => Ok(index),
@@ -84,12 +84,7 @@ fn by_words(said: &str, options: &[String], reading: Reading) -> Result<usize, S
         Reading::Text => text.or(letter),
     };
     found.ok_or_else(|| {
-        let listed: Vec<String> = options
-            .iter()
-            .enumerate()
-            .map(|(index, option)| format!("{}. {option}", options::letter(index)))
-            .collect();
-        format!("answer: {said:?} is none of the options {}", listed.join(", "))
+        format!("answer: {said:?} is none of the options {}", labels::listed(options).join(", "))
     })
 }
 
@@ -97,8 +92,7 @@ fn by_words(said: &str, options: &[String], reading: Reading) -> Result<usize, S
 fn by_letter(said: &str, options: &[String]) -> Option<usize> {
     let mut alone = said.trim_matches(['(', ')', '.', ':', ' ']).chars();
     let (first, second) = (alone.next(), alone.next());
-    let index = |letter: char| usize::from(letter.to_ascii_uppercase() as u8 - b'A');
-    let index = first.filter(|first| first.is_ascii_alphabetic() && second.is_none()).map(index);
+    let index = first.filter(|_| second.is_none()).and_then(labels::index);
     let labelled = || {
         let mut places = 0..options.len();
         places.find(|&place| options::unlabelled(said, place).is_some_and(|rest| rest == options[place]))

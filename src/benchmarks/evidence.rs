@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::options::one_line;
+use crate::text::one_line;
 
 /// Seconds by which a frame may miss a moment of LongVideoBench, and an interval of LVBench.
 const SLACK_OF_MOMENTS: f64 = 2.;
@@ -46,12 +46,17 @@ impl Evidence {
     /// The share of [`Evidence::windows`] in which at least one of `seconds`, the times of the chosen frames, lies; the
     /// borders count. `None` without evidence: the question is left out of the mean.
     pub fn recall(&self, seconds: &[f64], fps: f64, duration: Option<f64>) -> Option<f64> {
-        let windows = self.windows(fps, duration);
-        let inside =
-            |window: &Range<f64>, at: f64| window.start - ROUNDING <= at && at <= window.end + ROUNDING;
-        let seen = windows.iter().filter(|window| seconds.iter().any(|&at| inside(window, at))).count();
-        (!windows.is_empty()).then(|| seen as f64 / windows.len() as f64)
+        found(&self.windows(fps, duration), seconds)
     }
+}
+
+/// The share of `windows` in which one of `seconds` lies, borders included; `None` without windows.
+pub fn found(windows: &[Range<f64>], seconds: &[f64]) -> Option<f64> {
+    let inside = |window: &Range<f64>| {
+        seconds.iter().any(|&at| window.start - ROUNDING <= at && at <= window.end + ROUNDING)
+    };
+    let hits = windows.iter().filter(|window| inside(window)).count();
+    (!windows.is_empty()).then(|| hits as f64 / windows.len() as f64)
 }
 
 /// Reads `mm:ss-mm:ss`; minutes may have three digits, and hours may stand before them.

@@ -40,7 +40,7 @@ pub mod subtitles;
 mod tables;
 mod video_mme;
 
-pub use evidence::Evidence;
+pub use evidence::{Evidence, found};
 pub use read::{Loaded, read};
 pub use rows::{Place, Remark};
 

@@ -5,6 +5,8 @@ use serde_json::Value;
 
 use super::literal;
 use super::rows::{Row, brief};
+use crate::text::labels::letter;
+use crate::text::one_line;
 
 /// Columns of one option each: `option0`, ... (LongVideoBench), `A`, ... (tables of the field).
 const COLUMNS: [[&str; 5]; 3] = [
@@ -109,14 +111,4 @@ pub(super) fn unlabelled(option: &str, index: usize) -> Option<&str> {
         None => (option, &['.', ')', ':']),
     };
     Some(rest.strip_prefix(letter(index))?.strip_prefix(closers)?.trim())
-}
-
-/// The letter of a place; `?` beyond Z.
-pub(super) fn letter(index: usize) -> char {
-    u8::try_from(index).ok().filter(|&index| index < 26).map_or('?', |index| char::from(b'A' + index))
-}
-
-/// White space as single spaces.
-pub(super) fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::evidence::clock;
-use super::options::one_line;
 use super::rows::{self, Place, Remark};
+use crate::text::one_line;
 use crate::{Error, Result};
 
 /// A subtitle, in seconds of the subtitles' clock; `end` is at or after `start`.

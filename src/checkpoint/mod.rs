@@ -4,6 +4,7 @@
 //! values; a tensor of the file that nobody asked for is an error as well ([`Checkpoint::finish`]), because it means
 //! that the file belongs to another model.
 
+mod files;
 pub mod peft;
 pub mod random;
 
@@ -18,6 +19,9 @@ use candle_nn::var_builder::SimpleBackend;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::de::DeserializeOwned;
+
+pub(crate) use files::{files, parent, temporary};
+pub use files::{read_json, write_file, write_folder, write_json};
 
 use crate::error::{Error, Result};
 
@@ -167,15 +171,6 @@ impl Checkpoint {
     }
 }
 
-/// Parses a JSON file into `T`.
-///
-/// # Errors
-/// Names the file and the field.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::checkpoint(path, e))
-}
-
 /// The safetensors files of a folder, and the tensor names that its index lists (none without an index).
 fn weight_files(dir: &Path) -> Result<(Vec<PathBuf>, Vec<String>)> {
     #[derive(serde::Deserialize)]
@@ -263,6 +258,15 @@ fn first_not_finite(view: &TensorView<'_>) -> Option<usize> {
     })
 }
 
+/// Writes a model's weights: as [`write_safetensors`], and saying that their layout is PyTorch's, without which transformers
+/// refuses the file.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_weights(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    write_safetensors(path, tensors, Some(HashMap::from([("format".to_owned(), "pt".to_owned())])))
+}
+
 /// Writes tensors as safetensors: to a temporary file beside `path`, then renamed.
 ///
 /// # Errors
@@ -277,21 +281,4 @@ pub fn write_safetensors(
         .collect::<Result<_>>()?;
     let bytes = safetensors::serialize(cpu, metadata).map_err(|e| Error::checkpoint(path, e))?;
     write_file(path, &bytes)
-}
-
-/// Writes a whole file: to a temporary name in the same folder, flushed to disk, then renamed over `path`.
-///
-/// # Errors
-/// The folder does not exist or cannot be written; nothing is left behind then.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // The default mode lets nobody else read; the umask still applies to this one.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io(path, e))?;
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
 }

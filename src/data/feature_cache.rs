@@ -1,9 +1,10 @@
 //! Frame features on disk, so that a second question about a video does not encode it again.
 //!
 //! One safetensors file per key: `embeds` (T, D) f32, `seconds` (T,) f64, and in the metadata the key in full and a
-//! SHA-256 over key, shapes and values. Every byte of an entry is covered: whatever is not exactly what was written is
-//! reported as damaged and computed again. Entries are written under a temporary name and renamed, so readers and
-//! several writers at once see whole entries only.
+//! SHA-256 over key, shapes and values; where something was wrong with the video, the metadata says so and the SHA-256 covers
+//! that too. Every byte of an entry is covered: whatever is not exactly what was written is reported as damaged and computed
+//! again. Entries are written under a temporary name and renamed, so readers and several writers at once see whole entries
+//! only.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,8 @@ pub struct Features {
     pub embeds: Tensor,
     /// Presentation time of each frame in seconds.
     pub seconds: Vec<f64>,
+    /// What was wrong with the video although its frames came.
+    pub warning: Option<String>,
 }
 
 /// What the cache knows about a key.
@@ -183,8 +186,11 @@ fn serialize(key: &Key, features: &Features) -> Result<Vec<u8>> {
     }
     let embeds: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let seconds: Vec<u8> = features.seconds.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let metadata = [("key", key.text()), ("sha256", checksum(key, [t, d], &embeds, &seconds))];
-    let metadata: HashMap<String, String> = metadata.map(|(name, value)| (name.to_owned(), value)).into();
+    let warning = features.warning.as_deref();
+    let sha256 = checksum(key, [t, d], [&embeds, &seconds], warning);
+    let fields = [("key", key.text()), ("sha256", sha256)].into_iter();
+    let fields = fields.chain(warning.map(|warning| ("warning", warning.to_owned())));
+    let metadata: HashMap<String, String> = fields.map(|(name, value)| (name.to_owned(), value)).collect();
     let views = || -> std::result::Result<_, safetensors::SafeTensorError> {
         Ok(BTreeMap::from([
             ("embeds", TensorView::new(Dtype::F32, vec![t, d], &embeds)?),
@@ -199,10 +205,8 @@ fn parse(bytes: &[u8], key: &Key) -> std::result::Result<Features, String> {
     let entry = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
     let metadata = header.metadata().as_ref();
-    let field = |name: &str| {
-        let value = metadata.and_then(|metadata| metadata.get(name));
-        value.ok_or_else(|| format!("the metadata has no {name}"))
-    };
+    let found = |name: &str| metadata.and_then(|metadata| metadata.get(name));
+    let field = |name: &str| found(name).ok_or_else(|| format!("the metadata has no {name}"));
     let written = field("key")?;
     if *written != key.text() {
         return Err(format!("holds another key: expected {}, got {written}", key.text()));
@@ -225,21 +229,26 @@ fn parse(bytes: &[u8], key: &Key) -> std::result::Result<Features, String> {
     if t != times {
         return Err(format!("{t} rows of features, but {times} times"));
     }
-    if *field("sha256")? != checksum(key, [t, d], embeds.data(), seconds.data()) {
+    let warning = found("warning").cloned();
+    if *field("sha256")? != checksum(key, [t, d], [embeds.data(), seconds.data()], warning.as_deref()) {
         return Err("the checksum does not match the values".into());
     }
     let values = embeds.data().as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
     let embeds = Tensor::from_vec(values, (t, d), &Device::Cpu).map_err(|e| e.to_string())?;
     let seconds = seconds.data().as_chunks().0.iter().map(|x| f64::from_le_bytes(*x)).collect();
-    Ok(Features { embeds, seconds })
+    Ok(Features { embeds, seconds, warning })
 }
 
-fn checksum(key: &Key, shape: [usize; 2], embeds: &[u8], seconds: &[u8]) -> String {
+/// Without a warning that of the entries that were written before there were any.
+fn checksum(key: &Key, shape: [usize; 2], values: [&[u8]; 2], warning: Option<&str>) -> String {
     let mut hasher = Sha256::new();
     hasher.update(key.text());
     shape.iter().for_each(|size| hasher.update((*size as u64).to_le_bytes()));
-    hasher.update(embeds);
-    hasher.update(seconds);
+    values.iter().for_each(|values| hasher.update(values));
+    if let Some(warning) = warning {
+        hasher.update("warning");
+        hasher.update(warning);
+    }
     hex(&hasher.finalize())
 }
 

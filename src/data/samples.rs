@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::checkpoint::write_file;
-use crate::text::Question;
+use crate::checkpoint::{parent, write_file};
+use crate::text::{Question, labels, one_line};
 use crate::{Error, Result};
 
 /// A multiple-choice question about a video file.
@@ -146,10 +146,7 @@ fn check(line: Line, id: String, folder: &Path) -> std::result::Result<Sample, S
 
 /// The option that `answer` means: exactly one, whether read as text, as a letter or as both.
 fn answer(answer: &Value, options: &[String]) -> std::result::Result<usize, String> {
-    let listed = || {
-        let lines = options.iter().enumerate().map(|(at, option)| format!("{}. {option}", letter(at)));
-        lines.collect::<Vec<_>>().join(", ")
-    };
+    let listed = || labels::listed(options).join(", ");
     let text = match answer {
         Value::Number(number) => {
             let index = number.as_u64().and_then(|index| usize::try_from(index).ok());
@@ -161,7 +158,7 @@ fn answer(answer: &Value, options: &[String]) -> std::result::Result<usize, Stri
         other => return Err(format!("answer: expected a letter, a text or an index, got {other}")),
     };
     let means = |(at, option): (usize, &String)| {
-        let (letter, option) = (letter(at).to_lowercase().to_string(), normal(option));
+        let (letter, option) = (labels::letter(at).to_lowercase().to_string(), normal(option));
         let labels =
             [format!("{letter}."), format!("{letter})"), format!("({letter})"), format!("{letter}:")];
         let labelled = labels.iter().any(|label| {
@@ -177,13 +174,8 @@ fn answer(answer: &Value, options: &[String]) -> std::result::Result<usize, Stri
     }
 }
 
-/// The letter of an option; [`Question::new`] allows 26 of them.
-fn letter(at: usize) -> char {
-    char::from(b'A' + (at % 26) as u8)
-}
-
 fn normal(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+    one_line(text).to_lowercase()
 }
 
 /// Writes the lines of `source` whose id is in `difficulty` to `out`, with the difficulty given there, and returns how many they
@@ -239,6 +231,6 @@ pub fn write_difficulty(
 
 /// The folder of a file, by its one true name.
 fn folder(file: &Path) -> Result<PathBuf> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = parent(file);
     folder.canonicalize().map_err(|error| Error::io(folder, error))
 }

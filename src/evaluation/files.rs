@@ -7,14 +7,14 @@ use super::method::Column;
 use super::page::page;
 use super::results::Results;
 use crate::benchmarks::Benchmark;
-use crate::checkpoint::write_file;
-use crate::error::{Error, Result};
+use crate::checkpoint::{write_file, write_json};
+use crate::error::Result;
 use crate::report;
 
 /// Writes `table.md`, `results.json`, `report.html`, and the field's files under `lmms-eval`.
 ///
 /// # Errors
-/// [`Error::Io`] for files that cannot be written.
+/// [`crate::Error::Io`] for files that cannot be written.
 pub fn write(
     results: &Results,
     items: &[Item],
@@ -24,9 +24,7 @@ pub fn write(
 ) -> Result<()> {
     let folder = journal.folder();
     write_file(&folder.join("table.md"), results.markdown().as_bytes())?;
-    let json = serde_json::to_vec_pretty(results);
-    let json = json.map_err(|error| Error::Input(format!("{}: results: {error}", folder.display())))?;
-    write_file(&folder.join("results.json"), &json)?;
+    write_json(&folder.join("results.json"), results)?;
     report::write(folder.join("report.html"), &page(results))?;
     harness::write(&results.settings, items, columns, journal, benchmark)?;
     Ok(())

@@ -2,7 +2,7 @@
 //! `samples_<task>.jsonl` with one line per question. Names of tasks, metrics and fields are the harness's (0.3 to 0.6);
 //! accuracies are shares, 0 to 1.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
@@ -11,8 +11,9 @@ use super::journal::{Journal, Prediction};
 use super::method::Column;
 use super::settings::{Settings, hash_of_texts};
 use crate::benchmarks::Benchmark;
-use crate::checkpoint::write_file;
+use crate::checkpoint::{write_file, write_json};
 use crate::error::{Error, Result};
+use crate::text::labels::letter;
 
 /// Task and metric of a benchmark.
 fn task(benchmark: Option<Benchmark>) -> (&'static str, &'static str) {
@@ -66,11 +67,6 @@ pub fn write(
     Ok(folders)
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let bytes = serde_json::to_vec_pretty(value);
-    write_file(path, &bytes.map_err(|error| Error::Input(format!("{}: {error}", path.display())))?)
-}
-
 /// The number and its standard error.
 fn summary(
     settings: &Settings,
@@ -100,18 +96,11 @@ fn summary(
     })
 }
 
-fn letter(index: usize) -> String {
-    u8::try_from(index)
-        .ok()
-        .filter(|&at| at < 26)
-        .map_or(String::new(), |at| char::from(b'A' + at).to_string())
-}
-
 fn sample(at: usize, item: &Item, prediction: &Prediction, metric: &str) -> Value {
-    let answer = letter(item.answer);
+    let answer = letter(item.answer).to_string();
     // The harness compares letters; of two equal options either is right.
     let said = if prediction.right { Some(item.answer) } else { prediction.choice };
-    let said = said.map_or(String::new(), letter);
+    let said = said.map_or(String::new(), |place| letter(place).to_string());
     let group = |name: &str| {
         let values = item.groups.iter().filter(|(group, _)| group == name).map(|(_, value)| value.as_str());
         values.collect::<Vec<_>>().join(", ")

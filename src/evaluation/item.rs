@@ -141,17 +141,6 @@ impl Item {
     }
 }
 
-/// The share of `windows` in which one of `seconds` lies, borders included; `None` without windows.
-pub fn found(windows: &[Range<f64>], seconds: &[f64]) -> Option<f64> {
-    // Rounding of times.
-    const SLACK: f64 = 1e-6;
-    let inside = |window: &Range<f64>| {
-        seconds.iter().any(|&at| window.start - SLACK <= at && at <= window.end + SLACK)
-    };
-    let hits = windows.iter().filter(|window| inside(window)).count();
-    (!windows.is_empty()).then(|| hits as f64 / windows.len() as f64)
-}
-
 /// The questions of a benchmark whose videos are there, looked for beside `path`, which the questions were read from; the
 /// first `limit` of them.
 pub fn of_benchmark(loaded: &Loaded, path: &Path, limit: Option<usize>) -> Questions {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::{Column, Source};
 use super::settings::Settings;
-use crate::checkpoint::{read_json, write_file};
+use crate::checkpoint::{read_json, write_json};
 use crate::error::{Error, Result};
 use crate::pipeline::StepReport;
 use crate::rl::run::held;
@@ -74,7 +74,8 @@ pub struct Journal {
     keys: HashSet<Key>,
     /// Every answer of the folder, in the order of the file.
     pub predictions: Vec<Prediction>,
-    /// Lines that could not be read and were dropped: half-written ones. What they answered is answered again.
+    /// Lines that could not be read: a last one that was half written, which is cut off, and broken ones, which stay in the
+    /// file. What they answered is answered again.
     pub dropped: usize,
 }
 
@@ -151,7 +152,8 @@ impl Journal {
             lines.push('\n');
             new.push(prediction);
         }
-        self.file.write_all(lines.as_bytes()).map_err(|error| Error::io(&path, error))?;
+        let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
+        written.map_err(|error| Error::io(&path, error))?;
         let count = new.len();
         self.keys.extend(new.iter().map(Prediction::key));
         self.predictions.extend(new);
@@ -176,7 +178,7 @@ fn agree(folder: &Path, settings: &Settings, answers: bool) -> Result<()> {
                 folder.display()
             )));
         }
-        return keep(&path, settings);
+        return write_json(&path, settings);
     }
     let known: Settings = read_json(&path)?;
     let joined = settings.joined(&known).map_err(|error| {
@@ -185,10 +187,5 @@ fn agree(folder: &Path, settings: &Settings, answers: bool) -> Result<()> {
             folder.display()
         ))
     })?;
-    if joined == known { Ok(()) } else { keep(&path, &joined) }
-}
-
-fn keep(path: &Path, settings: &Settings) -> Result<()> {
-    let bytes = serde_json::to_vec_pretty(settings);
-    write_file(path, &bytes.map_err(|error| Error::Input(format!("{}: {error}", path.display())))?)
+    if joined == known { Ok(()) } else { write_json(&path, &joined) }
 }

@@ -56,10 +56,6 @@ pub(super) struct Chunk<'a> {
     features: BTreeMap<Arc<str>, Features>,
 }
 
-pub(super) fn took(step: Step, seconds: f64) -> StepReport {
-    StepReport { step, seconds, prompt_tokens: None, visual_tokens: None, new_tokens: None }
-}
-
 /// What a turn took that was generated together with others.
 pub(super) fn took_turn(
     step: Step,
@@ -68,12 +64,8 @@ pub(super) fn took_turn(
     completion: &Completion,
 ) -> Result<StepReport> {
     let visual = prompt.features.iter().map(|f| f.dim(0)).sum::<candle_core::Result<usize>>()?;
-    Ok(StepReport {
-        prompt_tokens: Some(prompt.input_ids.len()),
-        visual_tokens: Some(visual),
-        new_tokens: Some(completion.tokens.len()),
-        ..took(step, seconds)
-    })
+    let tokens = [prompt.input_ids.len(), visual, completion.tokens.len()];
+    Ok(StepReport::new(step, seconds).with_tokens(tokens))
 }
 
 /// Greedy replies to prompts, written together.
@@ -196,7 +188,7 @@ impl<'a> Chunk<'a> {
             let texts = clip.encode_texts(&queries)?;
             let sight =
                 Sight::new(texts.to_dtype(DType::F32)?, footage.features(clip)?.to_dtype(DType::F32)?)?;
-            steps.push(took(Step::Compare, start.elapsed().as_secs_f64()));
+            steps.push(StepReport::new(Step::Compare, start.elapsed().as_secs_f64()));
             all.push(Looked { queries, sight, steps });
         }
         Ok(all)

@@ -27,13 +27,11 @@ mod table;
 
 pub use check::Check;
 pub use files::write;
-pub use item::{
-    Item, Origin, Questions, by_video, folders, found, main_group, of_benchmark, of_file, of_world,
-};
+pub use item::{Item, Origin, Questions, by_video, folders, main_group, of_benchmark, of_file, of_world};
 pub use journal::{Journal, Prediction};
 pub use method::{Choosing, Column, Method, Seeds, Source, columns, methods};
 pub use results::{Group, Mean, Pair, Results, Row, results};
 pub use run::{Counts, Event, Models, Observer, Work, asks, needs_clip, run};
 pub use selections::{FrameRate, Judged, Scored, Selections, judge};
-pub use settings::{Clock, Form, Settings, hash_of, identity};
+pub use settings::{Form, Settings, hash_of, identity};
 pub use shown::{Exhibit, apart, exhibits, full_size};

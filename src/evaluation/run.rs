@@ -6,12 +6,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::item::{Item, Origin, by_video, folders, found};
+use super::item::{Item, Origin, by_video, folders};
 use super::journal::{Journal, Prediction};
-use super::look::{Chunk, Viewed, generate, took, took_turn};
+use super::look::{Chunk, Viewed, generate, took_turn};
 use super::method::{Choosing, Column};
 use super::settings::Settings;
 use super::shown::{Exhibit, apart, between_frames, exhibits, full_size, prompt};
+use crate::benchmarks::found;
 use crate::benchmarks::subtitles::{self, Line};
 use crate::data::feature_cache::FeatureCache;
 use crate::error::{Error, Result};
@@ -270,7 +271,7 @@ impl Run<'_> {
                 if let Some(clip) = clip {
                     footage.features(clip)?;
                 }
-                let report = took(Step::Watch, start.elapsed().as_secs_f64());
+                let report = StepReport::new(Step::Watch, start.elapsed().as_secs_f64());
                 known.insert(name.clone(), (footage, report));
             }
             if let Some((footage, watched)) = known.get(&name) {
@@ -310,7 +311,7 @@ impl Run<'_> {
         for &at in batch {
             let start = Instant::now();
             let selection = chunk.choose(models, settings, at, column)?;
-            let sampled = took(Step::Sample, start.elapsed().as_secs_f64());
+            let sampled = StepReport::new(Step::Sample, start.elapsed().as_secs_f64());
             let Viewed { item, footage, .. } = &chunk.viewed[at];
             let k = column.frames.min(footage.len());
             let separate = settings.subtitles && between_frames(item);
@@ -368,7 +369,7 @@ impl Run<'_> {
             }
             all.push((media, features));
         }
-        Ok((all, pixels.into_iter().map(|pixels| took(Step::Fetch, rate * pixels)).collect()))
+        Ok((all, pixels.into_iter().map(|pixels| StepReport::new(Step::Fetch, rate * pixels)).collect()))
     }
 
     /// The subtitles of a question's video in its clock; `None` where it has none.

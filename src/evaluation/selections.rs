@@ -4,15 +4,16 @@
 //! the annotation's rows, each a list or an object with `frame_idx`. Rows that name a known question (`question_id`, `id`,
 //! `index`) are found by that name. Frame numbers count at the video's own rate.
 
+use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::item::{folders, found};
+use super::item::folders;
 use crate::benchmarks::scoring::{by_value, place};
-use crate::benchmarks::{Entry, Loaded};
+use crate::benchmarks::{Entry, Loaded, found};
 use crate::error::{Error, Result};
 use crate::video::Video;
 
@@ -62,6 +63,14 @@ struct Chosen {
     frames: std::result::Result<Vec<i64>, String>,
 }
 
+/// Selections by the place of their question, the questions that have several, and the names that no question has.
+#[derive(Default)]
+struct Joined<'a> {
+    chosen: HashMap<usize, &'a Chosen>,
+    repeated: Vec<usize>,
+    unknown: Vec<String>,
+}
+
 impl Selections {
     /// Reads a file.
     ///
@@ -97,7 +106,7 @@ impl Selections {
     }
 
     /// The selection of each entry, by its place in `loaded`, and what could not be joined.
-    fn join(&self, loaded: &Loaded) -> Result<(HashMap<usize, &Chosen>, Vec<String>)> {
+    fn join(&self, loaded: &Loaded) -> Result<Joined<'_>> {
         let mut by_name: HashMap<&str, Option<usize>> = HashMap::new();
         for (at, entry) in loaded.entries.iter().enumerate() {
             by_name.insert(&entry.id, Some(at));
@@ -126,17 +135,22 @@ impl Selections {
                 self.rows.len()
             )));
         }
-        let (mut joined, mut unknown) = (HashMap::new(), vec![]);
+        let mut joined = Joined::default();
         for (number, chosen) in self.rows.iter().enumerate() {
             let at = known(chosen).or_else(|| by_row.get(&number).copied().filter(|_| self.ordered));
             match at {
-                Some(at) if !joined.contains_key(&at) => {
-                    joined.insert(at, chosen);
+                Some(at) => match joined.chosen.entry(at) {
+                    Slot::Vacant(slot) => drop(slot.insert(chosen)),
+                    Slot::Occupied(_) if joined.repeated.contains(&at) => {}
+                    Slot::Occupied(_) => joined.repeated.push(at),
+                },
+                None => {
+                    let name = chosen.names.first().cloned();
+                    joined.unknown.push(name.unwrap_or(format!("row {}", number + 1)));
                 }
-                _ => unknown.push(chosen.names.first().cloned().unwrap_or(format!("row {}", number + 1))),
             }
         }
-        Ok((joined, unknown))
+        Ok(joined)
     }
 }
 
@@ -206,6 +220,8 @@ pub struct Judged {
     pub without: usize,
     /// Selections for questions that the annotation does not have.
     pub unknown: usize,
+    /// Questions with several selections, of which the first counts.
+    pub repeated: usize,
     /// Selections that cannot be read.
     pub unreadable: usize,
     /// Selections without a frame.
@@ -244,20 +260,20 @@ struct One<'a> {
 /// # Errors
 /// Rows in the order of an annotation with another number of rows; no selection for any of the questions.
 pub fn judge(loaded: &Loaded, path: &Path, selections: &Selections, rate: FrameRate) -> Result<Judged> {
-    let (joined, unknown) = selections.join(loaded)?;
+    let Joined { chosen: joined, repeated, unknown } = selections.join(loaded)?;
     if joined.is_empty() {
-        let example = |name: Option<&String>| name.map_or("none".to_owned(), |name| format!("{name:?}"));
-        return Err(Error::Input(format!(
-            "selections: expected ids of the annotation such as {}, got such as {}",
-            example(loaded.entries.first().map(|entry| &entry.id)),
-            example(unknown.first())
-        )));
+        return Err(strangers(loaded, &unknown));
     }
-    let mut judged = Judged { questions: loaded.entries.len(), unknown: unknown.len(), ..Judged::default() };
+    let mut judged = Judged {
+        questions: loaded.entries.len(),
+        unknown: unknown.len(),
+        repeated: repeated.len(),
+        ..Judged::default()
+    };
+    judged.tell(twice(&repeated, loaded).into_iter());
     judged.tell(unknown.iter().map(|name| format!("{name}: no question of the annotation")));
     let mut rates = Rates { folders: folders(path), rate, known: HashMap::new() };
-    let mut all = vec![];
-    let mut told: [Vec<String>; 3] = Default::default();
+    let (mut all, mut told): (Vec<One>, [Vec<String>; 3]) = Default::default();
     for (at, entry) in loaded.entries.iter().enumerate() {
         let Some(chosen) = joined.get(&at) else {
             judged.without += 1;
@@ -302,6 +318,23 @@ pub fn judge(loaded: &Loaded, path: &Path, selections: &Selections, rate: FrameR
     told.into_iter().for_each(|messages| judged.tell(messages.into_iter()));
     judged.sum_up(&all);
     Ok(judged)
+}
+
+fn strangers(loaded: &Loaded, unknown: &[String]) -> Error {
+    let example = |name: Option<&String>| name.map_or("none".to_owned(), |name| format!("{name:?}"));
+    Error::Input(format!(
+        "selections: expected ids of the annotation such as {}, got such as {}",
+        example(loaded.entries.first().map(|entry| &entry.id)),
+        example(unknown.first())
+    ))
+}
+
+fn twice(repeated: &[usize], loaded: &Loaded) -> Option<String> {
+    let first = &loaded.entries.get(*repeated.first()?)?.id;
+    Some(match repeated.len() {
+        1 => format!("{first}: selected twice; the first selection counts"),
+        n => format!("{n} questions are selected twice (first: {first}); the first selection counts"),
+    })
 }
 
 /// Frames before the start or behind the end.
@@ -435,13 +468,14 @@ impl Judged {
     /// The counts in one sentence.
     pub fn counts(&self) -> String {
         format!(
-            "{} of {} questions have a selection of {} to {} frames ({} without, {} unknown ids, {} unreadable, {} empty, {} \
+            "{} of {} questions have a selection of {} to {} frames ({} without, {} selected twice, {} unknown ids, {} unreadable, {} empty, {} \
              not ascending, {} without frame rate; {} frames of {} questions are out of range)",
             self.selected,
             self.questions,
             self.frames[0],
             self.frames[1],
             self.without,
+            self.repeated,
             self.unknown,
             self.unreadable,
             self.empty,

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::item::Item;
+use crate::checkpoint::files;
 use crate::error::{Error, Result};
-use crate::rl::plan::Shown;
+use crate::pipeline::{FrameTiming, ShowKeyFrames};
 
 /// How the answer is asked for and read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,16 +20,6 @@ pub enum Form {
     Dialogue,
     /// An option's letter and nothing else, read by the field's rule ([`crate::benchmarks::scoring::letter`]).
     Letter,
-}
-
-/// Which times the model is told for frames shown as a video.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Clock {
-    /// One interval, as the reference implementation knows it.
-    Uniform,
-    /// Each slice's own time.
-    Exact,
 }
 
 /// Everything that answers depend on besides the method, K, the seed and the question. A folder of predictions belongs to one
@@ -59,9 +50,9 @@ pub struct Settings {
     /// Most visual tokens of all key frames together.
     pub key_frame_tokens: usize,
     /// Key frames as one video or as images.
-    pub show: Shown,
+    pub show: ShowKeyFrames,
     /// The times of a video's frames.
-    pub timing: Clock,
+    pub timing: FrameTiming,
     /// Most queries.
     pub max_queries: usize,
     /// Most tokens of the query turn.
@@ -90,8 +81,8 @@ impl Default for Settings {
             previews: 4,
             preview_tokens: 32,
             key_frame_tokens: 8192,
-            show: Shown::Video,
-            timing: Clock::Uniform,
+            show: ShowKeyFrames::Video,
+            timing: FrameTiming::Uniform,
             max_queries: 4,
             query_tokens: 512,
             answer_tokens: 256,
@@ -189,17 +180,7 @@ const END: u64 = 1 << 20;
 /// # Errors
 /// A file that cannot be read.
 pub fn identity(path: &Path) -> Result<String> {
-    let failed = |error| Error::io(path, error);
-    let mut files = vec![];
-    if path.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(failed)? {
-            let file = entry.map_err(failed)?.path();
-            files.extend(file.is_file().then_some(file));
-        }
-    } else {
-        files.push(path.to_owned());
-    }
-    files.sort();
+    let files = if path.is_dir() { files(path)? } else { vec![path.to_owned()] };
     let mut hash = Sha256::new();
     for file in files {
         // The name of a single file says nothing about what is in it.

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::item::Item;
 use super::method::Choosing;
-use super::settings::{Clock, Form, Settings};
+use super::settings::{Form, Settings};
 use crate::benchmarks::subtitles::{self, Line, Piece};
 use crate::error::Result;
 use crate::models::language::VideoLanguageModel;
@@ -15,10 +15,9 @@ use crate::models::qwen2_5_vl::Prompt;
 use crate::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use crate::models::qwen2_5_vl::mrope::{Media, Timing};
 use crate::models::qwen2_5_vl::processor::{Budget, Size};
-use crate::pipeline::ShowKeyFrames;
+use crate::pipeline::{FrameTiming, ShowKeyFrames};
 use crate::rl::footage::Footage;
 use crate::rl::gallery::Showing;
-use crate::rl::plan::Shown;
 use crate::select::Selection;
 use crate::text::Part;
 
@@ -50,7 +49,7 @@ pub fn full_size(
 
 /// Whether the frames of a method may take a temporal slice each. `separate` as for [`exhibits`].
 pub fn apart(choosing: Choosing, separate: bool, settings: &Settings) -> bool {
-    separate || settings.show == Shown::Images || matches!(choosing, Choosing::Adaptive(_))
+    separate || settings.show == ShowKeyFrames::Images || matches!(choosing, Choosing::Adaptive(_))
 }
 
 /// What is shown of a selection, in the order of time. `separate`: every frame by itself, so that words fit between.
@@ -65,7 +64,7 @@ pub fn exhibits(
     settings: &Settings,
     separate: bool,
 ) -> Result<Vec<Exhibit>> {
-    let show = if separate { ShowKeyFrames::Images } else { settings.show.into() };
+    let show = if separate { ShowKeyFrames::Images } else { settings.show };
     let sized = !selection.scales.is_empty();
     let mut since = 0.;
     let mut exhibits = vec![];
@@ -75,7 +74,7 @@ pub fn exhibits(
         let frames = selection.frames[run].to_vec();
         let last = frames.last().and_then(|&frame| footage.seconds.get(frame)).copied();
         let showing = Showing { footage: footage.clone(), frames, size, show };
-        exhibits.push(Exhibit { showing, exact: sized || settings.timing == Clock::Exact, since });
+        exhibits.push(Exhibit { showing, exact: sized || settings.timing == FrameTiming::Exact, since });
         since = last.unwrap_or(since);
     }
     Ok(exhibits)

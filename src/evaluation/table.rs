@@ -45,9 +45,9 @@ impl Results {
         let columns = 6 + values.len() + if evidence { 2 } else { 0 };
         let _ = writeln!(text, "|{}", "---|".repeat(columns));
         for row in &rows {
-            let accuracy = row.accuracy.as_ref().map_or("-".to_owned(), percent);
+            let accuracy = row.accuracy.as_ref().map_or("-".to_owned(), Estimate::percent);
             let (better, p) = match self.compared(&row.method, &first.method, frames) {
-                Some((better, test)) => (percent(&better), p_value(test.p)),
+                Some((better, test)) => (better.percent(), p_value(test.p)),
                 None => ("-".to_owned(), "-".to_owned()),
             };
             let of_value = |value: &&str| {
@@ -78,7 +78,7 @@ impl Results {
             let of = |k: &usize| {
                 let row = self.rows.iter().find(|row| row.method == method && row.frames == *k);
                 row.and_then(|row| row.accuracy.as_ref())
-                    .map_or(" - |".to_owned(), |e| format!(" {} |", percent(e)))
+                    .map_or(" - |".to_owned(), |e| format!(" {} |", e.percent()))
             };
             let _ = writeln!(text, "| {method} |{}", frames.iter().map(of).collect::<String>());
         }
@@ -98,7 +98,7 @@ impl Results {
 
     /// The paper's Table 4.
     fn costs(&self, text: &mut String) {
-        let heads: String = STEPS.iter().map(|&step| format!(" {} |", name(step))).collect();
+        let heads: String = STEPS.iter().map(|&step| format!(" {} |", step.name())).collect();
         let _ = writeln!(
             text,
             "| seconds per question | K |{heads} sum | prompt tokens | visual tokens | new tokens | frames |\n|---|---|{}",
@@ -128,17 +128,6 @@ impl Results {
     }
 }
 
-fn name(step: Step) -> &'static str {
-    match step {
-        Step::Watch => "watch",
-        Step::Ask => "ask",
-        Step::Compare => "compare",
-        Step::Sample => "sample",
-        Step::Fetch => "fetch",
-        Step::Answer => "answer",
-    }
-}
-
 /// Three digits that matter.
 fn time(seconds: f64) -> String {
     match seconds {
@@ -157,9 +146,4 @@ fn p_value(p: f64) -> String {
 /// A text that does not end its cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
-}
-
-fn percent(estimate: &Estimate) -> String {
-    let Estimate { mean, low, high } = estimate;
-    format!("{:.1} [{:.1}, {:.1}]", 100. * mean, 100. * low, 100. * high)
 }

@@ -10,12 +10,12 @@
 //! ```
 
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::monitor::Monitor;
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint};
 
 const PREFIX: &str = "models--";
 const LOCK_POLL: Duration = Duration::from_millis(100);
@@ -136,27 +136,11 @@ pub(super) fn stays_inside(path: &str) -> bool {
         && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
-/// Writes a whole file or nothing.
+/// [`checkpoint::write_file`] in a folder that is made if need be.
 pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    let parent = checkpoint::parent(path);
     fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-    let mut file = tempfile::NamedTempFile::new_in(parent).map_err(|e| Error::io(parent, e))?;
-    file.write_all(bytes).map_err(|e| Error::io(path, e))?;
-    share(file.as_file());
-    file.persist(path).map(drop).map_err(|e| Error::io(path, e.error))
-}
-
-/// Temporary files are private by default; a cache is often shared, so give what `open` would have given.
-fn share(file: &File) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        if let Err(e) = file.set_permissions(fs::Permissions::from_mode(0o644)) {
-            tracing::debug!("permissions of a cache file: {e}");
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = file;
+    checkpoint::write_file(path, bytes)
 }
 
 #[cfg(unix)]

@@ -1,5 +1,7 @@
 //! What a caller may choose about one question.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::sampling::Sampling;
 use crate::select::{Draw, Focus, Resolution, Scores, Settings, Strategy};
@@ -16,7 +18,8 @@ pub enum QuerySource {
 }
 
 /// How the key frames are given to the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ShowKeyFrames {
     /// As one video: two frames share a temporal slice, which halves the tokens.
     Video,
@@ -25,7 +28,8 @@ pub enum ShowKeyFrames {
 }
 
 /// Which times the model is told for key frames shown as a video.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FrameTiming {
     /// One interval, as the reference implementation knows it.
     Uniform,

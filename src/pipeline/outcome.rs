@@ -28,6 +28,20 @@ pub enum Step {
     Answer,
 }
 
+impl Step {
+    /// As it is written in tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Watch => "watch",
+            Self::Ask => "ask",
+            Self::Compare => "compare",
+            Self::Sample => "sample",
+            Self::Fetch => "fetch",
+            Self::Answer => "answer",
+        }
+    }
+}
+
 /// What a step took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
@@ -47,18 +61,21 @@ pub struct StepReport {
 }
 
 impl StepReport {
-    pub(super) fn of(step: Step, start: Instant) -> Self {
-        let seconds = start.elapsed().as_secs_f64();
+    pub(crate) fn new(step: Step, seconds: f64) -> Self {
         Self { step, seconds, prompt_tokens: None, visual_tokens: None, new_tokens: None }
     }
 
+    /// With the tokens of a turn: prompt, visual ones among them, new.
+    pub(crate) fn with_tokens(self, [prompt, visual, new]: [usize; 3]) -> Self {
+        Self { prompt_tokens: Some(prompt), visual_tokens: Some(visual), new_tokens: Some(new), ..self }
+    }
+
+    pub(super) fn of(step: Step, start: Instant) -> Self {
+        Self::new(step, start.elapsed().as_secs_f64())
+    }
+
     pub(super) fn of_reply(step: Step, start: Instant, reply: &Reply) -> Self {
-        Self {
-            prompt_tokens: Some(reply.prompt_tokens),
-            visual_tokens: Some(reply.visual_tokens),
-            new_tokens: Some(reply.new_tokens),
-            ..Self::of(step, start)
-        }
+        Self::of(step, start).with_tokens([reply.prompt_tokens, reply.visual_tokens, reply.new_tokens])
     }
 }
 

@@ -188,7 +188,7 @@ fn remembered(
         seconds: features.seconds.clone(),
         previews,
         cached: true,
-        warnings: video.warning().map(str::to_owned).into_iter().collect(),
+        warnings: warnings(video, features.warning.as_deref()),
         ..Watched::without_features(candidates)
     })
 }
@@ -227,13 +227,20 @@ fn first_pass(
         seconds.push(sample.seconds);
         step(observe, Step::Watch, seconds.len(), total)?;
     }
-    let mut warnings: Vec<String> =
-        [video.warning(), samples.warning()].into_iter().flatten().map(str::to_owned).collect();
-    warnings.dedup();
-    let features = Features { embeds: stream.finish()?, seconds: seconds.clone() };
+    let warning = samples.warning().map(str::to_owned);
+    let warnings = warnings(video, warning.as_deref());
+    let features = Features { embeds: stream.finish()?, seconds: seconds.clone(), warning };
     let kept = candidates.keep.then_some(kept);
     let duration = candidates.duration;
     Ok(Watched { seconds, duration, previews, features: Some(features), kept, cached: false, warnings })
+}
+
+/// What is wrong with the video by its header and by its first pass.
+fn warnings(video: &Video, of_pass: Option<&str>) -> Vec<String> {
+    let mut warnings: Vec<String> =
+        [video.warning(), of_pass].into_iter().flatten().map(str::to_owned).collect();
+    warnings.dedup();
+    warnings
 }
 
 /// The frames on display at `times`, in one size.

@@ -8,6 +8,7 @@ use super::html::{Table, block, escape, facts, page, warnings};
 use super::numbers::{clock, number, thousands, took};
 use super::picture::Picture;
 use super::timeline::timeline;
+use crate::text::labels::letter;
 
 /// An answered question, or one for which frames were only chosen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -141,8 +142,7 @@ impl Answered {
                     (false, true) => "<em>right answer</em>",
                     _ => "",
                 };
-                let letter =
-                    u8::try_from(at).ok().filter(|&at| at < 26).map_or('?', |at| char::from(b'A' + at));
+                let letter = letter(at);
                 let _ = write!(
                     out,
                     "<li class=\"{class}\"><b>{letter}</b><span dir=\"auto\">{}</span>{words}</li>",
@@ -231,11 +231,6 @@ impl Answered {
             table.html()
         )
     }
-}
-
-/// The label of an option.
-fn letter(at: usize) -> char {
-    u8::try_from(at).ok().filter(|&at| at < 26).map_or('?', |at| char::from(b'A' + at))
 }
 
 /// A number, or that there is none.

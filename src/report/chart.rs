@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use super::html::{Table, escape};
 use super::numbers::{Axis, Unit, extent};
+use crate::text::one_line;
 
 /// Most points of a line; more are averaged.
 const POINTS: usize = 400;
@@ -197,7 +198,7 @@ impl Chart {
             for (series, point) in self.series.iter().zip(values) {
                 if let Some(point) = point {
                     // A reading is one line.
-                    let name = series.name.split_whitespace().collect::<Vec<_>>().join(" ");
+                    let name = one_line(&series.name);
                     let _ = write!(out, " · {name} {}", self.said(point));
                 }
             }

@@ -30,6 +30,7 @@ use std::path::Path;
 
 pub use answered::{Answered, Cost, Frame, Said};
 pub use evaluation::{Evaluation, Method};
+pub use numbers::clock;
 pub use picture::Picture;
 pub use run::FILE;
 pub use training::{Run, Training};

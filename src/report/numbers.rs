@@ -53,7 +53,7 @@ pub(super) fn number(value: f64) -> String {
 }
 
 /// `0:03:12.5`: hours, minutes, seconds; tenths where there are some.
-pub(super) fn clock(seconds: f64) -> String {
+pub fn clock(seconds: f64) -> String {
     let tenths = (10.0 * seconds.max(0.0)).round() as u64;
     let (whole, tenth) = (tenths / 10, tenths % 10);
     let text = format!("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);

@@ -37,8 +37,6 @@ pub struct Footage {
     pub dimensions: (u32, u32),
     /// Frames per second of the video itself.
     pub frame_rate: f64,
-    /// What the user should know although it was no error.
-    pub warnings: Vec<String>,
     source: Source,
     /// On the host: a device has no room for those of every video.
     features: Mutex<Option<Tensor>>,
@@ -75,7 +73,6 @@ impl Footage {
             dimensions: script.frame(0).dimensions(),
             seconds: (0..script.seconds).map(|s| s as f64).collect(),
             frame_rate: 1.0,
-            warnings: vec![],
             source: Source::World(script),
             features: Mutex::default(),
             kept: vec![],
@@ -106,7 +103,6 @@ impl Footage {
     /// # Errors
     /// A file that cannot be decoded, an interruption.
     pub fn of_video(video: Video, watching: Watching, observe: OnFrame) -> Result<Self> {
-        let mut warnings: Vec<String> = video.warning().into_iter().map(str::to_owned).collect();
         let (mut kept, mut features) = (vec![], None);
         let seconds = match watching.clip {
             None => video.sample_times(&Times::Fps(watching.fps))?,
@@ -121,7 +117,11 @@ impl Footage {
                     Some(cache) => {
                         let key = Key::of(&video, clip, watching.fps)?;
                         let cached = cache.get_or_compute(&key, compute)?;
-                        warnings.extend(cached.warning);
+                        let warning = cached.features.warning.as_deref();
+                        // Opening and decoding tell theirs themselves.
+                        if let Some(warning) = warning.filter(|w| cached.hit && Some(*w) != video.warning()) {
+                            tracing::warn!(path = %video.path.display(), "{warning}");
+                        }
                         cached.features
                     }
                 };
@@ -135,7 +135,6 @@ impl Footage {
             duration: video.info.duration,
             dimensions: (video.info.width, video.info.height),
             frame_rate: video.info.frame_rate,
-            warnings,
             source: Source::File(video, watching.fps),
             features: Mutex::new(features),
             kept,
@@ -231,7 +230,8 @@ fn encode(video: &Video, clip: &Clip, watching: Watching, observe: OnFrame) -> R
         std::iter::once(Fit::ShortEdgeCrop(clip.image_size())).chain(sizes.iter().map(exact)).collect();
     let (mut stream, mut seconds) = (clip.stream(), vec![]);
     let mut kept: Kept = sizes.iter().map(|&size| (size, vec![])).collect();
-    for sample in video.samples(&Request { times, fits, threads: 0 })? {
+    let mut samples = video.samples(&Request { times, fits, threads: 0 })?;
+    for sample in samples.by_ref() {
         let sample = sample?;
         let mut images = sample.images.into_iter();
         images.next().map_or(Ok(()), |image| stream.push(image))?;
@@ -243,5 +243,6 @@ fn encode(video: &Video, clip: &Clip, watching: Watching, observe: OnFrame) -> R
             return Err(Error::Interrupted);
         }
     }
-    Ok((Features { embeds: stream.finish()?, seconds }, kept))
+    let warning = samples.warning().map(str::to_owned);
+    Ok((Features { embeds: stream.finish()?, seconds, warning }, kept))
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::pipeline::ShowKeyFrames;
+/// How key frames are shown.
+pub use crate::pipeline::ShowKeyFrames as Shown;
 
 /// Where the queries come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,25 +70,6 @@ pub struct Plan {
     pub choosing: Choosing,
     /// Sampling temperature of both turns; 0 is greedy.
     pub temperature: f32,
-}
-
-/// How key frames are shown; [`ShowKeyFrames`] in a form that configurations can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Shown {
-    /// One image each; features are shared by all draws.
-    Images,
-    /// Pairs of frames as one video; half the tokens.
-    Video,
-}
-
-impl From<Shown> for ShowKeyFrames {
-    fn from(shown: Shown) -> Self {
-        match shown {
-            Shown::Images => Self::Images,
-            Shown::Video => Self::Video,
-        }
-    }
 }
 
 impl Default for Plan {

@@ -331,7 +331,7 @@ impl Rollout<'_> {
                 footage: task.footage.clone(),
                 frames: looked.selection.frames.clone(),
                 size,
-                show: plan.show.into(),
+                show: plan.show,
             }));
         }
         let mut shown = gallery.show(chat, &showings)?.into_iter();

@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::checkpoint::{read_json, write_file};
+use crate::checkpoint::{read_json, write_file, write_json};
 use crate::text::strftime;
 use crate::{Error, Result};
 use snapshot::{MANIFEST, Manifest, STATE};
@@ -63,8 +63,7 @@ impl Run {
                 folder.display()
             )));
         }
-        let json = serde_json::to_vec_pretty(build).map_err(|error| Error::checkpoint(folder, error))?;
-        write_file(&folder.join(BUILD), &json)?;
+        write_json(&folder.join(BUILD), build)?;
         // Last: a folder without it is no run yet.
         write_file(&folder.join(CONFIG), text.as_bytes())?;
         Ok(Self { folder: folder.to_owned(), keep: 2, _lock: lock })

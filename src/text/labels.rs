@@ -1,13 +1,18 @@
 //! Option letters.
 
-/// The letter of place `index`; `?` beyond Z, which [`Question`](super::Question) rules out.
-pub(super) fn letter(index: usize) -> char {
+/// The letter of place `index`; `?` beyond Z, which [`super::Question`] rules out.
+pub(crate) fn letter(index: usize) -> char {
     u8::try_from(index).ok().filter(|&i| i < 26).map_or('?', |i| char::from(b'A' + i))
 }
 
 /// The place that a letter of either case names.
-pub(super) fn index(letter: char) -> Option<usize> {
+pub(crate) fn index(letter: char) -> Option<usize> {
     letter.is_ascii_alphabetic().then(|| usize::from(letter.to_ascii_uppercase() as u8 - b'A'))
+}
+
+/// Options with their letters, `A. x`.
+pub(crate) fn listed(options: &[String]) -> Vec<String> {
+    options.iter().enumerate().map(|(at, option)| format!("{}. {option}", letter(at))).collect()
 }
 
 /// A label at the start of `text` and what follows it: `A. x`, `A) x`, `A: x`, `(A) x`, `A.` alone. The delimiter is

@@ -125,14 +125,12 @@ impl Question {
 impl fmt::Display for Question {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)?;
-        for (index, option) in self.options.iter().enumerate() {
-            write!(f, "\n{}. {option}", labels::letter(index))?;
-        }
-        Ok(())
+        labels::listed(&self.options).iter().try_for_each(|option| write!(f, "\n{option}"))
     }
 }
 
-fn one_line(text: &str) -> String {
+/// White space as single spaces.
+pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

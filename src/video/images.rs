@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint};
 
 /// Extensions that count as images of a folder.
 const EXTENSIONS: [&str; 9] = ["bmp", "gif", "jpeg", "jpg", "jpe", "png", "tif", "tiff", "webp"];
@@ -13,11 +13,10 @@ const EXTENSIONS: [&str; 9] = ["bmp", "gif", "jpeg", "jpg", "jpe", "png", "tif",
 /// The image files of a folder in natural order: `frame2` comes before `frame10`. Hidden files are left out.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
-        let path = entry.map_err(|error| Error::io(folder, error))?.path();
+    for path in checkpoint::files(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if EXTENSIONS.contains(&extension.as_str()) && !name.starts_with('.') && path.is_file() {
+        if EXTENSIONS.contains(&extension.as_str()) && !name.starts_with('.') {
             files.push((name, path));
         }
     }

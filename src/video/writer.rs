@@ -9,7 +9,7 @@ use video_rs::ffmpeg::format::{Pixel, context::Output};
 use video_rs::ffmpeg::{self, Dictionary, Packet, Rational, codec, color, encoder, ffi, frame};
 
 use super::demux;
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint};
 
 /// Writes an MP4 file with libx264 (yuv420p, BT.709, limited range); the file appears complete or not at all.
 ///
@@ -48,8 +48,8 @@ impl H264Writer {
         if fps.0 <= 0 || fps.1 <= 0 {
             return Err(Error::Input(format!("H.264: expected a rate above 0, got {}/{}", fps.0, fps.1)));
         }
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::Builder::new()
+        let folder = checkpoint::parent(path);
+        let temporary = checkpoint::temporary(0o666)
             .prefix(".")
             .suffix(".mp4.tmp")
             .tempfile_in(folder)

@@ -1,10 +1,9 @@
 //! Results against numbers worked out by hand.
 
-use msjoe::benchmarks::{self, Benchmark};
+use msjoe::benchmarks::{self, Benchmark, found};
 use msjoe::data::world::Spec;
 use msjoe::evaluation::{
-    Column, Item, Journal, Prediction, Results, Seeds, Source, columns, found, methods, of_world, results,
-    write,
+    Column, Item, Journal, Prediction, Results, Seeds, Source, columns, methods, of_world, results, write,
 };
 use msjoe::pipeline::{Step, StepReport};
 

@@ -110,6 +110,21 @@ fn what_does_not_fit_is_counted_and_told() {
 }
 
 #[test]
+fn a_question_that_is_selected_twice_is_told_apart_from_an_unknown_one() {
+    let once = judged(&json!({"v_0": [70, 129], "v_1": [500]}));
+    let row = |id: &str, frame: u32| json!({"id": id, "frame_idx": [frame]});
+    let twice = judged(&json!([{"id": "v_0", "frame_idx": [70, 129]}, row("v_1", 500), row("v_0", 0)]));
+    assert_eq!((twice.selected, twice.unknown, twice.repeated), (2, 0, 1));
+    assert_eq!(twice.all, once.all, "the first selection counts");
+    assert_eq!(twice.messages, ["v_0: selected twice; the first selection counts"]);
+    let rows = [row("v_1", 1), row("v_0", 2), row("v_1", 3), row("v_1", 4), row("v_0", 5)];
+    let twice = judged(&json!(rows));
+    assert_eq!((twice.selected, twice.repeated), (2, 2));
+    let said = "2 questions are selected twice (first: v_1); the first selection counts";
+    assert_eq!(twice.messages, [said]);
+}
+
+#[test]
 fn frame_rates_come_from_where_they_are_known() {
     let (_dir, path) = annotation();
     let loaded = load(&path);

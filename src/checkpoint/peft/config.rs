@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::targets::{Targets, first_match};
-use crate::checkpoint::{read_json, write_file};
+use crate::checkpoint::{read_json, write_json};
 use crate::{Error, Result};
 
 /// Version that the file names as its writer's: the fields are those of this release.
@@ -108,7 +108,12 @@ impl LoraConfig {
             alpha: alpha
                 .as_f64()
                 .ok_or_else(|| wrong(format!("lora_alpha is {alpha}, expected a number")))?,
-            use_rslora: field("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+            use_rslora: match field("use_rslora") {
+                None => false,
+                Some(on) => on
+                    .as_bool()
+                    .ok_or_else(|| wrong(format!("use_rslora is {on}, expected true or false")))?,
+            },
             targets: targets(need("target_modules")?, "target_modules").map_err(wrong)?,
             exclude: (field("exclude_modules").filter(|value| !is_empty(value)))
                 .map(|value| targets(value, "exclude_modules"))
@@ -127,8 +132,7 @@ impl LoraConfig {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(&self.fields()).map_err(|e| Error::checkpoint(path, e))?;
-        write_file(path, (text + "\n").as_bytes())
+        write_json(path, &self.fields())
     }
 
     fn fields(&self) -> Value {

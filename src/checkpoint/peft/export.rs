@@ -1,13 +1,13 @@
 //! A base checkpoint with an adapter merged into its weights, in Hugging Face layout.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
 use super::names::current;
-use crate::checkpoint::{Checkpoint, write_file, write_safetensors};
+use crate::checkpoint::{Checkpoint, files, write_file, write_json, write_weights};
 use crate::{Error, Result};
 
 /// Largest file of weights that [`merged`] makes by default, in bytes.
@@ -35,7 +35,6 @@ pub fn merged(base: &Path, deltas: &BTreeMap<String, Tensor>, out: &Path, shard_
         ));
     }
     let shards = shards(&checkpoint, shard_bytes)?;
-    let metadata = Some(HashMap::from([("format".to_owned(), "pt".to_owned())]));
     let (mut weight_map, mut total) = (BTreeMap::new(), 0);
     for (i, names) in shards.iter().enumerate() {
         let file = match shards.len() {
@@ -53,13 +52,11 @@ pub fn merged(base: &Path, deltas: &BTreeMap<String, Tensor>, out: &Path, shard_
             weight_map.insert(name.clone(), file.clone());
             tensors.insert(name.clone(), tensor);
         }
-        write_safetensors(&out.join(&file), &tensors, metadata.clone())?;
+        write_weights(&out.join(&file), &tensors)?;
     }
     if shards.len() > 1 {
-        let path = out.join("model.safetensors.index.json");
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-        let text = serde_json::to_string_pretty(&index).map_err(|e| Error::checkpoint(&path, e))?;
-        write_file(&path, (text + "\n").as_bytes())?;
+        write_json(&out.join("model.safetensors.index.json"), &index)?;
     }
     copy_files(base, out)
 }
@@ -87,18 +84,6 @@ fn shards(checkpoint: &Checkpoint, limit: usize) -> Result<Vec<Vec<String>>> {
         room -= bytes;
     }
     Ok(shards)
-}
-
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = vec![];
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let path = entry.map_err(|e| Error::io(dir, e))?.path();
-        if path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn is_weights(path: &Path) -> bool {

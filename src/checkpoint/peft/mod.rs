@@ -8,12 +8,12 @@ pub mod export;
 pub mod names;
 pub mod targets;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::write_safetensors;
+use super::write_weights;
 use crate::nn::Lora;
 use crate::{Error, Result};
 pub use config::LoraConfig;
@@ -118,7 +118,6 @@ pub fn write(
         tensors.insert(key(&module, Factor::A), pair.a.clone());
         tensors.insert(key(&module, Factor::B), pair.b.clone());
     }
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_safetensors(&dir.join(WEIGHTS), &tensors, Some(metadata))?;
+    write_weights(&dir.join(WEIGHTS), &tensors)?;
     config.write(&dir.join(CONFIG))
 }

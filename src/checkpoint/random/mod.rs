@@ -24,16 +24,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::write_file;
 use crate::{Error, Result};
 
 const IMAGE_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const IMAGE_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 fn write_json(dir: &Path, name: &str, value: &Value) -> Result<()> {
-    let path = dir.join(name);
-    let text = serde_json::to_string_pretty(value).map_err(|cause| Error::checkpoint(&path, cause))?;
-    write_file(&path, (text + "\n").as_bytes())
+    super::write_json(&dir.join(name), value)
 }
 
 fn create(dir: &Path) -> Result<()> {

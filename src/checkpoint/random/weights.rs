@@ -1,6 +1,6 @@
 //! Seeded tensors by name, and their files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::write_json;
-use crate::checkpoint::write_safetensors;
+use crate::checkpoint::{files, write_weights};
 use crate::{Error, Result};
 
 pub(super) struct Weights {
@@ -74,10 +74,8 @@ impl Weights {
     /// a folder never holds two models.
     pub fn write(self, dir: &Path, shards: usize) -> Result<()> {
         remove_weights(dir)?;
-        // transformers refuses files that do not say which framework's layout they have
-        let metadata = Some(HashMap::from([("format".to_owned(), "pt".to_owned())]));
         if shards <= 1 {
-            return write_safetensors(&dir.join("model.safetensors"), &self.tensors, metadata);
+            return write_weights(&dir.join("model.safetensors"), &self.tensors);
         }
         let total: usize = self.tensors.values().map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum();
         let per_shard = self.tensors.len().div_ceil(shards);
@@ -88,7 +86,7 @@ impl Weights {
             let file = format!("model-{shard:05}-of-{count:05}.safetensors");
             let part: BTreeMap<String, Tensor> = tensors.by_ref().take(per_shard).collect();
             weight_map.extend(part.keys().map(|name| (name.clone(), file.clone())));
-            write_safetensors(&dir.join(&file), &part, metadata.clone())?;
+            write_weights(&dir.join(&file), &part)?;
         }
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
         write_json(dir, "model.safetensors.index.json", &index)
@@ -112,8 +110,7 @@ pub(crate) fn normals(seed: u64, name: &str, count: usize, mean: f64, std: f64) 
 }
 
 fn remove_weights(dir: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(|source| Error::io(dir, source))? {
-        let path = entry.map_err(|source| Error::io(dir, source))?.path();
+    for path in files(dir)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let weights = name.starts_with("model") && name.ends_with(".safetensors");
         if weights || name == "model.safetensors.index.json" {

@@ -100,17 +100,6 @@ impl Clip {
         ImageStream::new(self)
     }
 
-    /// Features (T, D) of images as they arrive, at most [`Self::image_batch`] of them in memory; else as
-    /// [`Self::encode_images`].
-    ///
-    /// # Errors
-    /// The first error of the images, or an image of another size.
-    pub fn encode_stream(&self, images: impl IntoIterator<Item = Result<RgbImage>>) -> Result<Tensor> {
-        let mut stream = self.stream();
-        images.into_iter().try_for_each(|image| stream.push(image?))?;
-        stream.finish()
-    }
-
     /// Features (Q, D) in f32, projected, not normalised. Long texts are cut to the tower's positions.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::files;
 use crate::error::{Error, Result};
 
 /// Weights are hashed in blocks of this many bytes, on all cores.
@@ -23,7 +24,7 @@ pub(super) fn revision(dir: &Path, extra: &str) -> Result<String> {
         hasher.update(name);
         hasher.update(digest);
     };
-    for path in files(dir)? {
+    for path in weights(dir)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         add(&name, &file_digest(&path)?);
     }
@@ -32,18 +33,14 @@ pub(super) fn revision(dir: &Path, extra: &str) -> Result<String> {
 }
 
 /// `config.json` and the weights: `model.safetensors`, or else every safetensors file of the folder, by name.
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = vec![dir.join("config.json"), dir.join("model.safetensors")];
-    if files[1].is_file() {
-        return Ok(files);
+fn weights(dir: &Path) -> Result<Vec<PathBuf>> {
+    let [config, whole] = ["config.json", "model.safetensors"].map(|name| dir.join(name));
+    if whole.is_file() {
+        return Ok(vec![config, whole]);
     }
-    files.truncate(1);
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let path = entry.map_err(|e| Error::io(dir, e))?.path();
-        if path.extension().is_some_and(|end| end == "safetensors") {
-            files.push(path);
-        }
-    }
+    let mut files = files(dir)?;
+    files.retain(|path| path.extension().is_some_and(|end| end == "safetensors"));
+    files.push(config);
     files.sort();
     Ok(files)
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::read_json;
 use crate::{Error, Result};
 
 /// A Qwen2.5-VL model: text decoder, vision tower, and the tokens that join them.
@@ -247,8 +248,7 @@ impl Config {
             ));
         }
         let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        serde_json::from_str(&text).map_err(|cause| Error::checkpoint(&path, cause))
+        read_json(&path)
     }
 
     /// One of the published shapes, with the published token ids.

@@ -14,6 +14,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use serde::Deserialize;
 
+use crate::checkpoint::read_json;
 use crate::{Error, Result};
 
 /// Height over width, or the inverse, may not exceed this (both references).
@@ -196,10 +197,7 @@ impl Processor {
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let path = dir.as_ref();
         let path = if path.is_dir() { path.join("preprocessor_config.json") } else { path.to_owned() };
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        let file: ProcessorFile =
-            serde_json::from_str(&text).map_err(|cause| Error::checkpoint(&path, cause))?;
-        Self::from_file(file).map_err(|cause| Error::checkpoint(&path, cause))
+        Self::from_file(read_json(&path)?).map_err(|cause| Error::checkpoint(&path, cause))
     }
 
     fn from_file(file: ProcessorFile) -> std::result::Result<Self, String> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 
 use super::snapshot::{MANIFEST, Manifest};
-use crate::checkpoint::{write_file, write_safetensors};
+use crate::checkpoint::{write_file, write_json, write_safetensors};
 use crate::{Error, Result};
 
 /// One change of the disk. [`Operation::WriteTensors`] and [`Operation::WriteFile`] put a whole file in place or none.
@@ -45,11 +45,7 @@ impl Operation<'_> {
             Self::WriteTensors(path, tensors) => write_safetensors(path, tensors, None),
             Self::WriteFile(path, bytes) => write_file(path, bytes),
             Self::WriteManifest(folder, step, score) => {
-                let manifest = Manifest::of(folder, *step, *score)?;
-                let path = folder.join(MANIFEST);
-                let text =
-                    serde_json::to_vec_pretty(&manifest).map_err(|error| Error::checkpoint(&path, error))?;
-                write_file(&path, &text)
+                write_json(&folder.join(MANIFEST), &Manifest::of(folder, *step, *score)?)
             }
             Self::SyncFolder(path) => io(path, sync(path)),
             Self::Rename(from, to) => io(to, std::fs::rename(from, to)),
