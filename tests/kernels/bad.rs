@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use msjoe::ops::attention::{Mask, Segments};
 use msjoe::ops::kernels::attention::{Packing, Shape, backward, forward, padded};
-use msjoe::ops::kernels::capability::{Capability, check};
+use msjoe::ops::kernels::capability::{Capability, Release, check, check_driver};
 use msjoe::ops::kernels::decode::{Cached, Run, decode};
 use msjoe::ops::kernels::layer::{self, Rows, Turn};
 use msjoe::ops::kernels::similarity::{self as launches, Pairs};
@@ -93,6 +93,7 @@ fn attention_offsets() {
     bad(&|p| p.prefixes = vec![-1, 1], &["segment 1 of 2 continues segment 1"]);
     bad(&|p| p.prefixes = vec![1, 0], &["segment 0 of 2 continues segment 1"]);
     bad(&|p| p.prefixes = vec![-2, -1], &["segment 0", "segment -2"]);
+    bad(&|p| p.prefixes = vec![1, -1], &["segment 0 of 2 continues segment 1", "an earlier one"]);
     for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         bad(&|p| p.scale = scale, &["attention", "scale"]);
     }
@@ -176,6 +177,18 @@ fn devices() {
     );
     refused(check(turing, None), &["7.5", "8.0", "--device cpu"]);
     refused(check(ampere, of("90")), &["built for compute capability 9.0", "8.0", "CUDA_COMPUTE_CAP=80"]);
+}
+
+#[test]
+fn drivers() {
+    let of = |text: &str| Release::parse(text);
+    assert_eq!(of("13.0"), Some(Release::of_driver(13000)));
+    assert_eq!(Release::of_driver(12090).to_string(), "12.9");
+    assert_eq!([of("13"), of("")], [None; 2]);
+    let (old, new) = (Release::of_driver(12080), Release::of_driver(13010));
+    assert!(check_driver(new, of("13.0")).is_ok() && check_driver(old, of("12.8")).is_ok());
+    assert!(check_driver(old, None).is_ok());
+    refused(check_driver(old, of("13.0")), &["CUDA 12.8", "CUDA 13.0", "580", "rebuild"]);
 }
 
 /// Without the feature, or without a device, the name is refused with what to do.
