@@ -2,18 +2,42 @@
 //! every later device runs. No kernel uses instructions of one architecture alone, so there is no other form. Nothing is
 //! fetched. Without the feature there is nothing to do.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
+    if let Some(commit) = commit() {
+        println!("cargo::rustc-env=MSJOE_COMMIT={commit}");
+    }
     if let Err(cause) = compile() {
         println!("cargo::error={cause}");
     }
+}
+
+/// What is checked out here, `-dirty` where tracked files were changed when this ran; none outside a checkout of this crate.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let asked = Command::new("git").arg("--no-optional-locks").args(arguments).output().ok()?;
+        let said = String::from_utf8(asked.stdout).ok()?.trim().to_owned();
+        asked.status.success().then_some(said)
+    };
+    git(&["ls-files", "--error-unmatch", "build.rs"])?;
+    // The log of HEAD moves with every commit and checkout, and git says where it is for this worktree.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
+    for path in [log.as_str(), "src", "examples", "Cargo.toml", "Cargo.lock"] {
+        if Path::new(path).exists() {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
+    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    Some(if changed { format!("{commit}-dirty") } else { commit })
 }
 
 fn compile() -> Result<(), String> {
@@ -25,16 +49,26 @@ fn compile() -> Result<(), String> {
     }
     let nvcc = nvcc()?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set; run this through cargo")?);
-    let mut sources = vec![];
+    let (mut sources, mut state) = (vec![], DefaultHasher::new());
     let folder = Path::new("kernels");
-    for entry in fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))? {
-        let path = entry.map_err(|e| format!("{}: {e}", folder.display()))?.path();
-        if path.is_file() {
-            println!("cargo::rerun-if-changed={}", path.display());
-        }
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut paths: Vec<PathBuf> =
+        entries.iter().map(fs::DirEntry::path).filter(|path| path.is_file()).collect();
+    paths.sort();
+    nvcc.hash(&mut state);
+    for path in paths {
+        println!("cargo::rerun-if-changed={}", path.display());
+        fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut state);
         if path.extension().is_some_and(|extension| extension == "cu") {
             sources.push(path);
         }
+    }
+    // What this compiler made of these sources is not made again when only the rest of the crate has changed.
+    let (state, stamp) = (format!("{:016x}", state.finish()), out.join("state"));
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == state) {
+        record_release(&out);
+        return Ok(());
     }
     let (nvcc, out) = (&nvcc, &out);
     let results: Vec<Result<(), String>> = thread::scope(|scope| {
@@ -42,7 +76,18 @@ fn compile() -> Result<(), String> {
             sources.iter().map(|source| scope.spawn(move || to_ptx(nvcc, source, out))).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread ended early".into()))).collect()
     });
-    results.into_iter().collect()
+    results.into_iter().collect::<Result<Vec<()>, String>>()?;
+    record_release(out);
+    fs::write(&stamp, state).map_err(|e| format!("{}: {e}", stamp.display()))
+}
+
+/// The toolkit's release, `13.0`, as the compiler writes it above its code: an older driver does not read that code.
+fn record_release(out: &Path) {
+    let ptx = fs::read_to_string(out.join("layer.ptx")).unwrap_or_default();
+    let said = ptx.split_once("compilation tools, release ").map(|(_, rest)| rest);
+    if let Some(release) = said.and_then(|rest| rest.split([',', '\n']).next()) {
+        println!("cargo::rustc-env=MSJOE_CUDA={}", release.trim());
+    }
 }
 
 fn to_ptx(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {

@@ -123,47 +123,84 @@ __device__ __forceinline__ void run_queries(const T* queries, const float* parti
     }
 }
 
-// A warp per frame. Dynamic shared memory: all queries of a segment as floats, one over their lengths, and as many
-// weights for each warp.
+// Queries `first` .. `first + count - 1` of a segment in shared memory, with one over their lengths.
+template <typename T>
+struct Block {
+    Queries<T> queries;
+    const float* inverse;
+    int first, count;
+};
+
+// Adds the block's queries to h of a frame, a warp's work. `grads` and `similarities` are the frame's of query 0, `sums` its
+// row of h between blocks, and the last block projects. What a lane reads from `sums` it has written itself.
+template <typename T>
+__device__ __forceinline__ void add_queries(const Block<T>& block, const Part& part, const float* grads,
+                                            const float* similarities, float* weights, const T* frame, float of_frame,
+                                            float* sums, T* out, float scale) {
+    const int lane = threadIdx.x % 32, pieces = block.queries.pieces;
+    const bool last = block.first + block.count == part.queries;
+    __syncwarp();
+    for (int query = lane; query < block.count; query += 32) {
+        weights[query] = grads[std::size_t(block.first + query) * part.frames] * scale * block.inverse[query];
+    }
+    __syncwarp();
+    float along = 0;
+    for (int query = lane; last && query < part.queries; query += 32) {
+        const std::size_t at = std::size_t(query) * part.frames;
+        along += grads[at] * similarities[at];
+    }
+    along = sum_over_warp(along);
+    for (int piece = lane; piece < pieces; piece += 32) {
+        float h[values_in_16<T>] = {};
+        float* carried = sums + piece * values_in_16<T>;
+        if (block.first > 0) {
+#pragma unroll
+            for (int i = 0; i < values_in_16<T>; ++i) h[i] = carried[i];
+        }
+        for (int query = 0; query < block.count; ++query) {
+#pragma unroll
+            for (int i = 0; i < values_in_16<T>; ++i) {
+                h[i] += weights[query] * block.queries.at(query, piece, i / 4)[i % 4];
+            }
+        }
+        if (last) {
+            float x[values_in_16<T>];
+            unpack_16<T>(stream_16(frame + piece * values_in_16<T>), x);
+#pragma unroll
+            for (int i = 0; i < values_in_16<T>; ++i) h[i] = (h[i] - x[i] * of_frame * along) * of_frame;
+            store_16(out + piece * values_in_16<T>, pack_16<T>(h));
+        } else {
+#pragma unroll
+            for (int i = 0; i < values_in_16<T>; ++i) carried[i] = h[i];
+        }
+    }
+}
+
+// A warp per frame, for `at_once` queries after the other. Dynamic shared memory: these queries as floats, one over their
+// lengths, and as many weights for each warp. `sums`: h of all frames between blocks of queries, unread with one block.
 template <typename T>
 __device__ __forceinline__ void run_frames(const T* all_queries, const T* frames, const float* frame_inverse,
                                            const float* similarities, const float* grads, const int* query_offsets,
                                            const int* frame_offsets, const long long* out_offsets, const int* tiles,
-                                           T* out, int width, float scale) {
+                                           T* out, float* sums, int at_once, int width, float scale) {
     DYNAMIC_SHARED(bytes);
     const Part part = part_at(tiles, blockIdx.x, query_offsets, frame_offsets);
     const Queries<T> queries{reinterpret_cast<float*>(bytes), width / values_in_16<T>};
-    float* inverse = queries.values + std::size_t(part.queries) * width;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float* weights = inverse + part.queries * (1 + warp);
-    load_queries(queries, inverse, all_queries + std::size_t(part.query_start) * width, part.queries, part.queries);
-    __syncthreads();
+    float* inverse = queries.values + std::size_t(at_once) * width;
+    const int warp = threadIdx.x / 32;
+    float* weights = inverse + at_once * (1 + warp);
     const long long base = out_offsets[tiles[blockIdx.x * 2]];
     const int end = min(part.frames, part.first + frames_per_block);
-    for (int frame = part.first + warp; frame < end; frame += warps) {
-        float along = 0;
-        __syncwarp();
-        for (int query = lane; query < part.queries; query += 32) {
-            const std::size_t at = base + std::size_t(query) * part.frames + frame;
-            weights[query] = grads[at] * scale * inverse[query];
-            along += grads[at] * similarities[at];
-        }
-        __syncwarp();
-        along = sum_over_warp(along);
-        const float of_frame = frame_inverse[part.frame_start + frame];
-        const std::size_t row = (std::size_t(part.frame_start) + frame) * width;
-        for (int piece = lane; piece < queries.pieces; piece += 32) {
-            float x[values_in_16<T>], h[values_in_16<T>] = {};
-            unpack_16<T>(stream_16(frames + row + piece * values_in_16<T>), x);
-            for (int query = 0; query < part.queries; ++query) {
-#pragma unroll
-                for (int i = 0; i < values_in_16<T>; ++i) {
-                    h[i] += weights[query] * queries.at(query, piece, i / 4)[i % 4];
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < values_in_16<T>; ++i) h[i] = (h[i] - x[i] * of_frame * along) * of_frame;
-            store_16(out + row + piece * values_in_16<T>, pack_16<T>(h));
+    for (int first = 0; first < part.queries; first += at_once) {
+        const Block<T> block{queries, inverse, first, min(at_once, part.queries - first)};
+        const T* from = all_queries + std::size_t(part.query_start + first) * width;
+        __syncthreads();
+        load_queries(queries, inverse, from, block.count, block.count);
+        __syncthreads();
+        for (int frame = part.first + warp; frame < end; frame += warps) {
+            const std::size_t row = std::size_t(part.frame_start) + frame;
+            add_queries(block, part, grads + base + frame, similarities + base + frame, weights, frames + row * width,
+                        frame_inverse[row], sums + row * width, out + row * width, scale);
         }
     }
 }
@@ -189,9 +226,9 @@ __device__ __forceinline__ void run_frames(const T* all_queries, const T* frames
     extern "C" __global__ void __launch_bounds__(similarity::threads) similarity_backward_frames_##suffix(          \
         const T* queries, const T* frames, const float* frame_inverse, const float* out, const float* grad,         \
         const int* query_offsets, const int* frame_offsets, const long long* out_offsets, const int* tiles,         \
-        T* frame_grads, int width, float scale) {                                                                   \
+        T* frame_grads, float* sums, int at_once, int width, float scale) {                                         \
         similarity::run_frames<T>(queries, frames, frame_inverse, out, grad, query_offsets, frame_offsets,          \
-                                  out_offsets, tiles, frame_grads, width, scale);                                   \
+                                  out_offsets, tiles, frame_grads, sums, at_once, width, scale);                    \
     }                                                                                                               \
     ENTRY(similarity_backward_frames_##suffix, similarity::threads, 0)
 

@@ -31,6 +31,7 @@ fn cuda(ordinal: usize) -> candle_core::Result<Device> {
     if let Some(device) = open.get(&ordinal) {
         return Ok(device.clone());
     }
+    crate::ops::cuda::device::check_driver()?;
     // A stream of its own: the default one is another for every thread, and what a thread writes there is not in order with
     // what the next one reads.
     let device = Device::new_cuda_with_stream(ordinal)?;

@@ -1,5 +1,5 @@
 //! Checks and times the CUDA kernels on a GPU: every operation against its CPU twin on fresh random inputs, the small
-//! models of `models/toy` on both, one step of GRPO and REINFORCE and one whole step of joint training on both, and the time of
+//! models of `models/toy` on both in f32 and bf16, one step of GRPO and REINFORCE and one whole step of joint training on both, and the time of
 //! every operation, of a question and of a step of training at 7B shape.
 //!
 //! ```text
@@ -10,11 +10,15 @@
 //! `benches/peers/gpu.py` times the same shapes in PyTorch and puts both side by side.
 
 #[cfg(feature = "cuda")]
+mod clock;
+#[cfg(feature = "cuda")]
 mod model7b;
 #[cfg(feature = "cuda")]
 mod models;
 #[cfg(feature = "cuda")]
 mod ops;
+#[cfg(feature = "cuda")]
+mod ops_layer;
 #[cfg(feature = "cuda")]
 mod random;
 #[cfg(feature = "cuda")]
@@ -25,6 +29,8 @@ mod run;
 mod step;
 #[cfg(feature = "cuda")]
 mod timing;
+#[cfg(feature = "cuda")]
+mod timing_layer;
 #[cfg(feature = "cuda")]
 mod trainer;
 

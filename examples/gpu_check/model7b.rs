@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use msjoe::checkpoint::peft::LoraConfig;
 use msjoe::models::qwen2_5_vl::adapter::Adapter;
-use msjoe::models::qwen2_5_vl::config::Config;
+use msjoe::models::qwen2_5_vl::config::{Config, TextConfig};
 use msjoe::models::qwen2_5_vl::generate::Options;
 use msjoe::models::qwen2_5_vl::mrope::{Media, Timing};
 use msjoe::models::qwen2_5_vl::packed::{Group, Sharing};
@@ -67,8 +67,10 @@ impl Shown {
 }
 
 /// Question first, then training.
-pub fn times(device: &Device, report: &mut Report) -> Result<()> {
-    let config = Config::load(Path::new("models/qwen2.5-vl-7b"))?;
+pub fn times(device: &Device, folder: &Path, report: &mut Report) -> Result<()> {
+    let config = Config::load(folder).with_context(|| {
+        format!("{}: expected the config.json of a 7B model; name its folder by --model7b", folder.display())
+    })?;
     let vb = VarBuilder::from_backend(Box::new(Random), DType::BF16, device.clone());
     let model = Qwen2_5Vl::new(&config, vb)?;
     let patches: usize = GRID.iter().product();
@@ -111,8 +113,22 @@ fn question(shown: &Shown, device: &Device, report: &mut Report) -> Result<()> {
     let tower = 1.264e9 * GRID.iter().product::<usize>() as f64;
     let work = Work::Flop(tower + linear + attention);
     report.time("7B, vision and prefill of 64 frames", median(prefills), work);
-    report.time("7B, decoding of one sequence", median(decodes), Work::Tokens((new - 1) as f64));
+    // The first token is the prefill's.
+    let made = new - 1;
+    let bytes = decoder_bytes(&shown.model.config.text, shown.input_ids.len() + 1, made);
+    let work = Work::Decoded { tokens: made as f64, bytes };
+    report.time("7B, decoding of one sequence", median(decodes), work);
     Ok(())
+}
+
+/// What `made` tokens behind `cached` ones must read in bf16: all weights of the decoder and its head, and keys and values.
+fn decoder_bytes(text: &TextConfig, cached: usize, made: usize) -> f64 {
+    let (hidden, heads) = (text.hidden_size, text.num_attention_heads + 2 * text.num_key_value_heads);
+    let maps = (heads + text.num_attention_heads) * text.head_dim() + 3 * text.intermediate_size;
+    let weights = text.num_hidden_layers * maps * hidden + text.vocab_size * hidden;
+    let row = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim();
+    let rows: usize = (0..made).map(|i| cached + i).sum();
+    (DType::BF16.size_in_bytes() * (made * weights + rows * row)) as f64
 }
 
 /// A step of GRPO of an adapter of rank 16 on one trajectory, every layer run again in the backward pass: twice the forward

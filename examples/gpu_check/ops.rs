@@ -3,18 +3,16 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use msjoe::ops::attention::{Mask, Segments, attention, attention_composed};
-use msjoe::ops::attention_cached::{CachedKeys, attention_cached, composed};
+use msjoe::ops::attention_cached::{CachedKeys, composed};
+use msjoe::ops::cuda::attention::cached as cached_on_device;
 use msjoe::ops::cuda::device::shared_memory;
 use msjoe::ops::cuda::{Memory, run_tensors};
 use msjoe::ops::kernels::attention::{Packing, Shape, WIDTHS, backward, forward};
-use msjoe::ops::kernels::layer::{self as kernels, Rows, Turn};
 use msjoe::ops::kernels::similarity as launches;
-use msjoe::ops::kernels::{Element, Program, offsets};
-use msjoe::ops::norm::rms_norm;
-use msjoe::ops::pointwise::swiglu;
-use msjoe::ops::rope::rope;
+use msjoe::ops::kernels::{Element, offsets};
 use msjoe::ops::similarity::{self, Pair};
 
+use crate::ops_layer;
 use crate::random::Source;
 use crate::report::Report;
 
@@ -36,79 +34,7 @@ pub fn check(device: &Device, seed: u64, report: &mut Report) -> Result<()> {
             cached(device, width, dtype, &mut source, report)?;
         }
         pairs(device, dtype, &mut source, report)?;
-        layer(device, dtype, &mut source, report)?;
-        layer_writes_everything(device, dtype, &mut source, report)?;
-    }
-    Ok(())
-}
-
-/// Outputs that start as NaN hold none afterwards.
-fn layer_writes_everything(
-    device: &Device,
-    dtype: DType,
-    source: &mut Source,
-    report: &mut Report,
-) -> Result<()> {
-    let mut of =
-        |shape: &[usize], dtype| Ok::<_, anyhow::Error>(source.normal(shape, 1.0, dtype)?.to_device(device)?);
-    let (x, grad, weight) = (of(&[301, 3584], dtype)?, of(&[301, 3584], dtype)?, of(&[3584], dtype)?);
-    let (heads, angles) = (of(&[301, 28, 128], dtype)?, of(&[301, 64], DType::F32)?);
-    let scales = of(&[301], DType::F32)?;
-    let (rows, all) = (Rows::of("rms-norm", x.dims(), dtype)?, Rows::of("swiglu", &[x.elem_count()], dtype)?);
-    let norm = [&x, &weight, &scales, &grad];
-    let programs: [(&str, Program, &[&Tensor]); 6] = [
-        ("rms-norm", kernels::rms_norm(&rows, 1e-6)?, &norm[..2]),
-        ("rms-norm, gradient of the input", kernels::rms_norm_input_grad(&rows)?, &norm),
-        ("rms-norm, gradient of the weight", kernels::rms_norm_weight_grad(&rows)?, &norm),
-        ("rope", kernels::rope(heads.dims(), dtype, Turn::Forwards)?, &[&heads, &angles, &angles]),
-        ("swiglu", kernels::swiglu(&all)?, &[&x, &grad]),
-        ("swiglu, gradients", kernels::swiglu_backward(&all)?, &[&x, &grad, &grad]),
-    ];
-    for (name, program, inputs) in programs {
-        let mut missing = 0.0;
-        for output in run_tensors(&program, inputs, Memory::Poisoned)? {
-            let wide = output.to_dtype(DType::F32)?;
-            missing += f64::from(wide.ne(&wide)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?);
-        }
-        report.judge(&format!("{name}, {dtype:?}, values not written"), missing, 0.0);
-    }
-    Ok(())
-}
-
-/// The operations around attention, through their graphs: the composed form is taken for f64 and for half types on the CPU.
-fn layer(device: &Device, dtype: DType, source: &mut Source, report: &mut Report) -> Result<()> {
-    let mut of = |shape: &[usize], size: f64| source.normal(shape, size, dtype);
-    let (x, weight, gate) = (of(&[300, 3584], 1.0)?, of(&[3584], 1.0)?, of(&[300, 3584], 3.0)?);
-    let (heads, grad) = (of(&[300, 28, 128], 1.0)?, of(&[300, 3584], 1.0)?);
-    let angles = source.normal(&[300, 64], 3.0, DType::F32)?;
-    type Operation<'a> = &'a dyn Fn(&[Tensor]) -> candle_core::Result<Tensor>;
-    let turned = |x: &[Tensor]| {
-        let wide = if x[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let angles = angles.to_device(x[0].device())?.to_dtype(wide)?;
-        rope(&x[0], &angles.cos()?, &angles.sin()?)?.flatten_from(1)
-    };
-    let all: [(&str, Vec<&Tensor>, Operation); 3] = [
-        ("rms-norm", vec![&x, &weight], &|x| rms_norm(&x[0], &x[1], 1e-6)),
-        ("rope", vec![&heads], &turned),
-        ("swiglu", vec![&gate, &x], &|x| swiglu(&x[0], &x[1])),
-    ];
-    for (name, inputs, operation) in all {
-        let graph = |device: &Device, dtype: DType| -> Result<Vec<Tensor>> {
-            let moved = inputs.iter().map(|x| Var::from_tensor(&x.to_device(device)?.to_dtype(dtype)?));
-            let vars = moved.collect::<candle_core::Result<Vec<_>>>()?;
-            let out = operation(&vars.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>())?;
-            let grad = grad.to_device(device)?.to_dtype(dtype)?;
-            let grads = (&out * grad)?.sum_all()?.backward()?;
-            let gradients = vars.iter().map(|var| grads.get(var).cloned().context("no gradient arrived"));
-            std::iter::once(Ok(out.detach())).chain(gradients).collect()
-        };
-        let (truth, found) = (graph(&Device::Cpu, DType::F64)?, graph(device, dtype)?);
-        let reference = half(dtype, || graph(&Device::Cpu, dtype))?;
-        for (i, (found, truth)) in found.iter().zip(&truth).enumerate() {
-            let what = if i == 0 { "output".to_owned() } else { format!("gradient {i}") };
-            let judged = (2e-6, reference.as_ref().map(|r| &r[i]), 0.0);
-            report.check(&format!("{name}, {dtype:?}, {what}"), found, truth, judged)?;
-        }
+        ops_layer::check(device, dtype, &mut source, report)?;
     }
     Ok(())
 }
@@ -237,7 +163,7 @@ fn on<const N: usize>(device: &Device, tensors: &[Tensor; N]) -> Result<[Tensor;
     moved.try_into().ok().context("as many tensors as before")
 }
 
-fn half<R>(dtype: DType, twin: impl FnOnce() -> Result<R>) -> Result<Option<R>> {
+pub fn half<R>(dtype: DType, twin: impl FnOnce() -> Result<R>) -> Result<Option<R>> {
     if dtype == DType::F32 { Ok(None) } else { twin().map(Some) }
 }
 
@@ -279,7 +205,7 @@ fn cached(
         };
         let (truth, reference) = (twin(DType::F64)?, half(dtype, || twin(dtype))?);
         let (q, sequences) = moved(&|x| x.to_device(device))?;
-        let found = attention_cached(&q, &sequences, scale)?;
+        let found = cached_on_device(&q, &sequences, scale, Memory::Poisoned)?;
         let what = format!("attention over a cache, {name}, width {width}, {dtype:?}");
         report.check(&what, &found, &truth, (2e-6, reference.as_ref(), 0.0))?;
     }
@@ -288,7 +214,7 @@ fn cached(
 
 fn pairs(device: &Device, dtype: DType, source: &mut Source, report: &mut Report) -> Result<()> {
     for (width, counts) in
-        [(768, vec![(8, 360), (1, 1), (3, 0), (16, 129), (17, 64)]), (64, vec![(40, 7), (2, 1000)])]
+        [(768, vec![(8, 360), (1, 1), (3, 0), (16, 129), (17, 64), (80, 30)]), (64, vec![(40, 7), (2, 1000)])]
     {
         let pairs: Vec<Pair> = counts.iter().map(|&(queries, frames)| Pair { queries, frames }).collect();
         let (rows, times) = counts.iter().fold((0, 0), |(q, t), pair| (q + pair.0, t + pair.1));

@@ -5,13 +5,19 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
+use msjoe::ops::cuda::device::driver;
 use serde::Serialize;
 
 /// Everything that one run found.
 #[derive(Serialize)]
 pub struct Report {
     version: &'static str,
+    /// What the program was built from, where the build knew.
+    commit: Option<&'static str>,
     device: String,
+    /// The latest CUDA that the driver serves, and the toolkit of the build.
+    driver: String,
+    toolkit: Option<&'static str>,
     compute_capability: String,
     seed: u64,
     checks: Vec<Check>,
@@ -41,12 +47,14 @@ pub struct Ceilings {
 #[derive(Serialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 pub enum Work {
-    /// Floating-point operations.
+    /// Floating-point operations on half types.
     Flop(f64),
+    /// The same on f32, for which there is no ceiling here.
+    Wide(f64),
     /// Bytes that must be read and written.
     Bytes(f64),
-    /// Tokens.
-    Tokens(f64),
+    /// Tokens that are made, and what must be read for all of them.
+    Decoded { tokens: f64, bytes: f64 },
 }
 
 /// The median time of an operation.
@@ -67,6 +75,9 @@ impl Report {
         let (major, minor) = stream.context().compute_capability()?;
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
+            commit: option_env!("MSJOE_COMMIT"),
+            driver: driver()?.to_string(),
+            toolkit: option_env!("MSJOE_CUDA"),
             device: stream.context().name()?,
             compute_capability: format!("{major}.{minor}"),
             seed,
@@ -108,12 +119,14 @@ impl Report {
     }
 
     pub fn time(&mut self, what: &str, milliseconds: f64, work: Work) {
-        let (rate, ceiling) = match work {
-            Work::Flop(count) => (count / milliseconds / 1e9, self.ceilings.tflops),
-            Work::Bytes(count) => (count / milliseconds / 1e9, self.ceilings.tbps),
-            Work::Tokens(count) => (count / milliseconds * 1e3, None),
+        let Ceilings { tflops, tbps } = self.ceilings;
+        let per = |count: f64| count / milliseconds / 1e9;
+        let (rate, fraction) = match work {
+            Work::Flop(count) => (per(count), tflops.map(|most| per(count) / most)),
+            Work::Wide(count) => (per(count), None),
+            Work::Bytes(count) => (per(count), tbps.map(|most| per(count) / most)),
+            Work::Decoded { tokens, bytes } => (1e12 * per(tokens), tbps.map(|most| per(bytes) / most)),
         };
-        let fraction = ceiling.map(|ceiling| rate / ceiling);
         eprintln!("{what}: {milliseconds:.3} ms");
         self.times.push(Time { what: what.to_owned(), milliseconds, work, rate, fraction });
     }
@@ -124,8 +137,14 @@ impl Report {
 
     pub fn table(&self) -> String {
         let mut text = format!(
-            "msjoe {}, {}, compute capability {}, seed {}\n\n",
-            self.version, self.device, self.compute_capability, self.seed
+            "msjoe {}, commit {}, {}, compute capability {}, driver for CUDA {}, built with CUDA {}, seed {}\n\n",
+            self.version,
+            self.commit.unwrap_or("unknown"),
+            self.device,
+            self.compute_capability,
+            self.driver,
+            self.toolkit.unwrap_or("unknown"),
+            self.seed
         );
         let failed = self.checks.iter().filter(|check| !check.passed).count();
         let _ = writeln!(text, "{} checks, {failed} failed\n", self.checks.len());
@@ -144,9 +163,9 @@ impl Report {
         }
         for Time { what, milliseconds, work, rate, fraction } in &self.times {
             let unit = match work {
-                Work::Flop(_) => "TFLOP/s",
+                Work::Flop(_) | Work::Wide(_) => "TFLOP/s",
                 Work::Bytes(_) => "TB/s",
-                Work::Tokens(_) => "tokens/s",
+                Work::Decoded { .. } => "tokens/s",
             };
             let fraction = fraction.map_or(String::new(), |f| format!("{:.0} %", 100.0 * f));
             let _ = writeln!(text, "| {what} | {milliseconds:.3} | {rate:.2} {unit} | {fraction} |");

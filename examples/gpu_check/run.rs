@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use crate::report::Report;
-use crate::{model7b, models, ops, step, timing, trainer};
+use crate::{clock, model7b, models, ops, step, timing, trainer};
 
 /// Checks and times the CUDA kernels on a GPU.
 #[derive(Parser)]
@@ -30,6 +30,9 @@ struct Args {
     /// Folder of the small models.
     #[arg(long, default_value = "models/toy")]
     models: PathBuf,
+    /// Folder with the config.json of the 7B shape; `qwen2.5-vl-7b` beside the small models' folder by default.
+    #[arg(long)]
+    model7b: Option<PathBuf>,
     /// Print the JSON instead of the table.
     #[arg(long)]
     json: bool,
@@ -68,18 +71,25 @@ fn run(args: &Args) -> Result<bool> {
     let seed = args.seed.unwrap_or_else(rand::random);
     let mut report = Report::new(&device, seed)?;
     type Check<'a> = &'a dyn Fn(&mut Report) -> Result<()>;
-    let parts: [(Part, &str, Check); 4] = [
-        (Part::Ops, "operations against their CPU twins", &|report| ops::check(&device, seed, report)),
-        (Part::Models, "models and steps of training on both devices", &|report| {
+    let parts: [(&[Part], &str, Check); 5] = [
+        (&[Part::Ops], "operations against their CPU twins", &|report| ops::check(&device, seed, report)),
+        (&[Part::Models], "models and steps of training on both devices", &|report| {
             models::check(&device, &args.models, seed, report)?;
             step::check(&device, &args.models, seed, report)?;
             trainer::check(&device, &args.models, report)
         }),
-        (Part::Times, "times", &|report| timing::ops(&device, args.rounds, report)),
-        (Part::Model7b, "a 7B-shaped model with random weights", &|report| model7b::times(&device, report)),
+        (&[Part::Times, Part::Model7b], "what the card does at best", &|report| {
+            report.set_ceilings(clock::ceilings(&device, args.rounds)?);
+            Ok(())
+        }),
+        (&[Part::Times], "times", &|report| timing::ops(&device, args.rounds, report)),
+        (&[Part::Model7b], "a 7B-shaped model with random weights", &|report| {
+            let beside = || args.models.with_file_name("qwen2.5-vl-7b");
+            model7b::times(&device, &args.model7b.clone().unwrap_or_else(beside), report)
+        }),
     ];
-    for (part, what, check) in parts {
-        if args.only.is_some_and(|only| only != part) {
+    for (which, what, check) in parts {
+        if args.only.is_some_and(|only| !which.contains(&only)) {
             continue;
         }
         eprintln!("{what}, seed {seed}");

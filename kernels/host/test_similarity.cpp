@@ -101,9 +101,13 @@ Found<T> run(const Problem& p, const Values& xq, const Values& xf, const Values&
     emulate::launch_named("similarity_backward_queries_" + type, unsigned(Problem::offsets(p.queries).back()),
                           std::size_t(p.width) * 4, cq, (const float*)partial.data(), qo, (const int*)at.data(),
                           dq.data(), int(p.queries.size()), most, p.width);
-    const std::size_t bytes = std::size_t(most) * (p.width + 9) * 4;
+    // Blocks of queries that fit in 99 KB.
+    const int at_once = std::min(most, 99 * 1024 / (4 * (p.width + 9)));
+    Memory<float> sums(at_once < most ? xf.size() : 1);
+    const std::size_t bytes = std::size_t(at_once) * (p.width + 9) * 4;
     emulate::launch_named("similarity_backward_frames_" + type, blocks, (bytes + 15) / 16 * 16, cq, cf, ci,
-                          (const float*)out.data(), cg, qo, fo, oo, list_at, df.data(), p.width, float(p.scale));
+                          (const float*)out.data(), cg, qo, fo, oo, list_at, df.data(), sums.data(), at_once, p.width,
+                          float(p.scale));
     return {out.values(), dq.values(), df.values()};
 }
 
@@ -120,6 +124,7 @@ void similarity_of(unsigned seed) {
         {"ragged", {{8, 1, 3, 5, 4, 2}, {130, 1, 0, 7, 33, 128}, 64, 1}, 1},
         {"sixteen queries", {{16, 1, 9}, {70, 3, 257}, 72, 100}, 1},
         {"more queries than fit at once", {{17, 40, 2}, {20, 5, 129}, 24, 1}, 1},
+        {"more queries than shared memory takes", {{80, 65, 2}, {5, 130, 9}, 768, 1}, 1},
         {"four queries", {{4, 2, 1}, {129, 0, 5}, 768, 1}, 1},
         {"eight queries, odd width", {{8, 6}, {37, 4}, 1000, 1}, 1},
         {"long rows", {{7, 3}, {13, 9}, 1160, 0.5}, 100},

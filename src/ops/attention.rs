@@ -114,7 +114,8 @@ impl Segments {
 /// everything else is composed.
 ///
 /// # Errors
-/// Ranks, widths, head counts or lengths that do not fit each other or the segments; on a CUDA device, a width above 128.
+/// Ranks, widths, head counts or lengths that do not fit each other or the segments; no row at all; on a CUDA device, a width
+/// above 128.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -135,9 +136,17 @@ pub fn attention(
             segments.total()
         )
     }
+    if l == 0 {
+        candle_core::bail!(
+            "attention: q {:?} and k {:?} in {} segments have no row; expected one at least (single segments may be empty)",
+            q.dims(),
+            k.dims(),
+            segments.starts().len()
+        )
+    }
     let kernel = Kernel { segments: segments.clone(), mask, scale: scale as f32 };
     let op = Attention { kernel, saved: Mutex::new(None) };
-    if has_kernels(q) && l > 0 {
+    if has_kernels(q) {
         kernels::check_same("attention", &[q, k, v])?;
         let [q, k, v] = [q, k, v].map(kernels::attention::padded);
         let out = q?.apply_op3(&k?, &v?, op)?;

@@ -116,7 +116,7 @@ pub fn attention_cached(q: &Tensor, sequences: &[CachedKeys], scale: f64) -> Res
 
 #[cfg(feature = "cuda")]
 fn on_device(q: &Tensor, sequences: &[CachedKeys], scale: f64) -> Result<Tensor> {
-    super::cuda::attention::cached(q, sequences, scale)
+    super::cuda::attention::cached(q, sequences, scale, super::cuda::Memory::Uninitialised)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -277,7 +277,9 @@ fn decoding_equals_its_twin() {
                 let shape =
                     Shape::new("decode", [inputs[0].dims(), inputs[1].dims(), inputs[2].dims()], dtype)
                         .unwrap();
-                let cached = Cached { sequences: runs, scale: cache.scale() as f32, multiprocessors };
+                let rows = pairs.iter().map(|(k, _)| k.dim(0).unwrap()).collect();
+                let scale = cache.scale() as f32;
+                let cached = Cached { sequences: runs, rows, scale, multiprocessors };
                 let out = run(&decode(&cached, &shape).unwrap(), &inputs).swap_remove(0);
                 cache.judge(&format!("{name}, width {width}"), &out);
             }

@@ -1,9 +1,9 @@
 //! What is refused before any launch.
 
 use candle_core::{DType, Device, Result, Tensor};
-use msjoe::ops::attention::{Mask, Segments};
-use msjoe::ops::kernels::attention::{Packing, Shape, backward, forward, padded};
-use msjoe::ops::kernels::capability::{Capability, check};
+use msjoe::ops::attention::{Mask, Segments, attention};
+use msjoe::ops::kernels::attention::{LITTLE_ROOM, Packing, Shape, backward, forward, padded};
+use msjoe::ops::kernels::capability::{Capability, Release, check, check_driver};
 use msjoe::ops::kernels::decode::{Cached, Run, decode};
 use msjoe::ops::kernels::layer::{self, Rows, Turn};
 use msjoe::ops::kernels::similarity::{self as launches, Pairs};
@@ -93,6 +93,7 @@ fn attention_offsets() {
     bad(&|p| p.prefixes = vec![-1, 1], &["segment 1 of 2 continues segment 1"]);
     bad(&|p| p.prefixes = vec![1, 0], &["segment 0 of 2 continues segment 1"]);
     bad(&|p| p.prefixes = vec![-2, -1], &["segment 0", "segment -2"]);
+    bad(&|p| p.prefixes = vec![1, -1], &["segment 0 of 2 continues segment 1", "an earlier one"]);
     for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         bad(&|p| p.scale = scale, &["attention", "scale"]);
     }
@@ -101,15 +102,51 @@ fn attention_offsets() {
     refused(forward(&none, &shape), &["attention", "no segment"]);
 }
 
+/// A sequence among others may be empty, all of them may not.
+#[test]
+fn attention_of_nothing() {
+    let of = |rows: usize, lengths: &[usize]| {
+        let x = Tensor::zeros((rows, 2, 8), DType::F32, &Device::Cpu).unwrap();
+        attention(&x, &x, &x, &Segments::new(lengths), Mask::Full, 1.0)
+    };
+    assert_eq!(of(3, &[0, 3, 0]).unwrap().dims(), [3, 2, 8]);
+    refused(of(0, &[]), &["attention", "[0, 2, 8]", "0 segments", "no row", "expected one at least"]);
+    refused(of(0, &[0, 0]), &["attention", "2 segments", "no row"]);
+}
+
+/// Before the first launch, not when the last of several comes.
+#[test]
+fn shared_memory() {
+    let dims: &[usize] = &[7, 4, 128];
+    let of = |dtype| {
+        let packing = Packing::of(&Segments::new(&[7]), Mask::Causal, 1.0).unwrap();
+        backward(&packing, &shape(dims, dims, dims, dtype).unwrap().within(LITTLE_ROOM)).unwrap()
+    };
+    let (wide, half) = (of(DType::F32), of(DType::BF16));
+    assert!(half.check_shared(&[0; 3], LITTLE_ROOM, &[dims]).is_ok());
+    let words = ["attention backward", "[7, 4, 128]", "attention_backward_q_f32_128", "101632", "101376"];
+    refused(wide.check_shared(&[0; 3], LITTLE_ROOM, &[dims]), &words);
+    refused(half.check_shared(&[0, 40_000, 0], LITTLE_ROOM, &[dims]), &["attention_backward_q_bf16_128_32"]);
+}
+
 #[test]
 fn decoding() {
     let of = |q: &[usize], k: &[usize]| shape(q, k, k, DType::F16).unwrap();
-    let cached = |scale| Cached { sequences: vec![vec![Run { pair: 0, len: 9 }]], scale, multiprocessors: 1 };
+    let cached = |scale| Cached {
+        sequences: vec![vec![Run { pair: 0, len: 9 }]],
+        rows: vec![9],
+        scale,
+        multiprocessors: 1,
+    };
     assert!(decode(&cached(1.0), &of(&[1, 64, 64], &[9, 1, 64])).is_ok());
     let many = of(&[1, 65, 64], &[9, 1, 64]);
     refused(decode(&cached(1.0), &many), &["cache", "65 query heads", "up to 64"]);
     let two = of(&[2, 4, 64], &[9, 2, 64]);
     refused(decode(&cached(1.0), &two), &["cache", "1 sequences", "2 rows"]);
+    let runs = |pair, len| Cached { sequences: vec![vec![Run { pair, len }]], ..cached(1.0) };
+    let one = of(&[1, 4, 64], &[9, 2, 64]);
+    refused(decode(&runs(0, 10), &one), &["cache", "sequence 0", "10 rows", "pair 0", "has 9"]);
+    refused(decode(&runs(1, 9), &one), &["cache", "sequence 0", "pair 1", "1 pairs"]);
     refused(decode(&cached(0.0), &of(&[1, 4, 64], &[9, 2, 64])), &["cache", "scale"]);
 }
 
@@ -176,6 +213,18 @@ fn devices() {
     );
     refused(check(turing, None), &["7.5", "8.0", "--device cpu"]);
     refused(check(ampere, of("90")), &["built for compute capability 9.0", "8.0", "CUDA_COMPUTE_CAP=80"]);
+}
+
+#[test]
+fn drivers() {
+    let of = |text: &str| Release::parse(text);
+    assert_eq!(of("13.0"), Some(Release::of_driver(13000)));
+    assert_eq!(Release::of_driver(12090).to_string(), "12.9");
+    assert_eq!([of("13"), of("")], [None; 2]);
+    let (old, new) = (Release::of_driver(12080), Release::of_driver(13010));
+    assert!(check_driver(new, of("13.0")).is_ok() && check_driver(old, of("12.8")).is_ok());
+    assert!(check_driver(old, None).is_ok());
+    refused(check_driver(old, of("13.0")), &["CUDA 12.8", "CUDA 13.0", "580", "rebuild"]);
 }
 
 /// Without the feature, or without a device, the name is refused with what to do.

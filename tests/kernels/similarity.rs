@@ -1,6 +1,7 @@
 //! Similarity of many pairs: the kernels and the fused CPU form against the composed twin.
 
 use candle_core::{DType, Tensor, Var};
+use msjoe::ops::kernels::attention::LITTLE_ROOM;
 use msjoe::ops::kernels::similarity::{Pairs, backward, forward};
 use msjoe::ops::kernels::{Element, offsets};
 use msjoe::ops::similarity::{Pair, composed, similarity, split};
@@ -17,11 +18,13 @@ struct Case {
     size: f64,
 }
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     Case { counts: &[(1, 3)], width: 16, scale: 1.0, size: 1.0 },
     Case { counts: &[(8, 130), (1, 1), (3, 0), (5, 7), (4, 33), (2, 128)], width: 64, scale: 1.0, size: 1.0 },
     Case { counts: &[(16, 70), (1, 3), (9, 257)], width: 72, scale: 100.0, size: 1.0 },
     Case { counts: &[(17, 20), (40, 5), (2, 129)], width: 24, scale: 1.0, size: 0.001 },
+    // More queries than a block's shared memory takes on any device.
+    Case { counts: &[(80, 9), (33, 130), (2, 3)], width: 768, scale: 1.0, size: 1.0 },
     Case { counts: &[(4, 129), (2, 0), (1, 5)], width: 768, scale: 0.5, size: 30.0 },
 ];
 
@@ -59,6 +62,7 @@ impl Case {
         let first = run(&forward(&pairs, queries, frames).unwrap(), &[q, f]);
         let [out, inverse] = first.try_into().unwrap();
         let program = backward(&pairs, queries, frames).unwrap();
+        assert!(program.launches.iter().all(|launch| launch.shared <= LITTLE_ROOM));
         let [dq, df] = run(&program, &[q, f, &inverse, &out, grad]).try_into().unwrap();
         [out, dq, df]
     }

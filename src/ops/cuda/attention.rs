@@ -34,23 +34,24 @@ pub fn gradients(packing: &Packing, tensors: [&Tensor; 6]) -> Result<[Tensor; 3]
     outputs.try_into().or_else(|_| candle_core::bail!("attention backward: the launches gave no output"))
 }
 
-/// Causal attention over caches: one new row per sequence is spread over the keys, more go through the packed kernel.
+/// Causal attention over caches: one new row per sequence is spread over the keys, more go through the packed kernel. `memory`
+/// is what outputs hold before.
 ///
 /// # Errors
 /// As [`attend`].
-pub fn cached(q: &Tensor, sequences: &[CachedKeys], scale: f64) -> Result<Tensor> {
+pub fn cached(q: &Tensor, sequences: &[CachedKeys], scale: f64, memory: Memory) -> Result<Tensor> {
     let width = q.dim(2)?;
     let queries = padded(q)?;
     let one_each = sequences.iter().all(|sequence| sequence.rows <= 1);
     let out = if one_each {
-        spread(&queries, sequences, scale as f32)?
+        spread(&queries, sequences, scale as f32, memory)?
     } else {
-        packed(&queries, sequences, scale as f32)?
+        packed(&queries, sequences, scale as f32, memory)?
     };
     if out.dim(2)? == width { Ok(out) } else { out.narrow(2, 0, width)?.contiguous() }
 }
 
-fn spread(q: &Tensor, sequences: &[CachedKeys], scale: f32) -> Result<Tensor> {
+fn spread(q: &Tensor, sequences: &[CachedKeys], scale: f32, memory: Memory) -> Result<Tensor> {
     let (pairs, runs) = CachedKeys::distinct(sequences.iter().filter(|sequence| sequence.rows == 1));
     let pairs = (pairs.into_iter())
         .map(|(k, v)| Ok([padded(&k)?, padded(&v)?]))
@@ -64,18 +65,20 @@ fn spread(q: &Tensor, sequences: &[CachedKeys], scale: f32) -> Result<Tensor> {
         )
     }
     let heads = Heads::new("attention over a cache", [q.dims(), k.dims(), v.dims()], q.dtype())?;
-    let cached = Cached { sequences: runs, scale, multiprocessors: device::multiprocessors(q.device())? };
+    let rows = pairs.iter().map(|[k, _]| k.dim(0)).collect::<Result<Vec<_>>>()?;
+    let multiprocessors = device::multiprocessors(q.device())?;
+    let cached = Cached { sequences: runs, rows, scale, multiprocessors };
     let inputs: Vec<&Tensor> = std::iter::once(q).chain(pairs.iter().flatten()).collect();
-    let mut outputs = run_tensors(&decode(&cached, &heads)?, &inputs, Memory::Uninitialised)?;
+    let mut outputs = run_tensors(&decode(&cached, &heads)?, &inputs, memory)?;
     outputs.pop().map_or_else(|| candle_core::bail!("attention: the launches gave no output"), Ok)
 }
 
-fn packed(q: &Tensor, sequences: &[CachedKeys], scale: f32) -> Result<Tensor> {
+fn packed(q: &Tensor, sequences: &[CachedKeys], scale: f32, memory: Memory) -> Result<Tensor> {
     let (k, v, packing) = CachedKeys::packed(sequences, scale)?;
     let (k, v) = (padded(&k)?, padded(&v)?);
     let heads = Heads::new("attention over a cache", [q.dims(), k.dims(), v.dims()], q.dtype())?
         .within(device::shared_memory(q.device().as_cuda_device()?)?);
-    let outputs = run_tensors(&forward(&packing, &heads)?, &[q, &k, &v], Memory::Uninitialised)?;
+    let outputs = run_tensors(&forward(&packing, &heads)?, &[q, &k, &v], memory)?;
     outputs
         .into_iter()
         .next()

@@ -8,7 +8,7 @@ pub mod similarity;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda::cudarc::driver::{
-    CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop, result,
+    CudaFunction, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop, result,
 };
 use candle_core::cuda::{CudaDevice, CudaStorageSlice};
 use candle_core::op::BackpropOp;
@@ -50,13 +50,28 @@ fn failed(op: &str, what: &str, error: impl std::fmt::Display) -> Error {
 /// Runs the launches of `program` in order on the stream of its inputs and gives its outputs.
 ///
 /// # Errors
-/// Inputs on several devices, not contiguous or not at multiples of 16 bytes; a kernel that needs more shared memory than
-/// the device has; every call to the driver that fails, by the kernel it was for.
+/// Inputs on several devices or not contiguous; a kernel that needs more shared memory than the device has, before the first
+/// launch; every call to the driver that fails, by the kernel it was for.
 pub fn run(program: &Program, inputs: &[Input], memory: Memory) -> Result<Vec<CudaStorage>> {
+    run_from(program, inputs, memory, &mut || Ok(()))
+}
+
+/// As [`run`], with `before` called when all memory is there and the first launch comes next.
+fn run_from(
+    program: &Program,
+    inputs: &[Input],
+    memory: Memory,
+    before: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<CudaStorage>> {
     let op = program.op;
     let Some((first, _)) = inputs.first() else { candle_core::bail!("{op}: no input") };
     let device = first.device().clone();
     let stream = device.cuda_stream();
+    let functions = functions(program, &device, inputs)?;
+    let copies = inputs.iter().map(|input| aligned(&device, *input)).collect::<Result<Vec<_>>>()?;
+    let inputs: Vec<Input> = (inputs.iter().zip(&copies))
+        .map(|(input, copy)| copy.as_ref().map_or(*input, |(storage, layout)| (storage, layout)))
+        .collect();
     let mut guards = vec![];
     let sources = inputs
         .iter()
@@ -90,8 +105,9 @@ pub fn run(program: &Program, inputs: &[Input], memory: Memory) -> Result<Vec<Cu
         })
         .map(|at| at.ok_or_else(|| failed(op, "inputs", "fewer than the launches name")))
         .collect::<Result<Vec<u64>>>()?;
-    for one in &program.launches {
-        launch(op, &device, one, &addresses)?;
+    before()?;
+    for (one, function) in program.launches.iter().zip(&functions) {
+        launch(op, &stream, (one, function), &addresses)?;
     }
     drop((guards, lists_guard, write_guards));
     Ok(made.into_iter().filter(|(_, output)| *output).map(|(storage, _)| storage).collect())
@@ -102,6 +118,20 @@ pub fn run(program: &Program, inputs: &[Input], memory: Memory) -> Result<Vec<Cu
 /// # Errors
 /// As [`run`]; a tensor on another device.
 pub fn run_tensors(program: &Program, inputs: &[&Tensor], memory: Memory) -> Result<Vec<Tensor>> {
+    run_tensors_from(program, inputs, memory, &mut || Ok(()))
+}
+
+/// As [`run_tensors`]; `before` is called when lists and memory are on the device and only the launches are left, so that they
+/// can be timed alone.
+///
+/// # Errors
+/// As [`run_tensors`], and those of `before`.
+pub fn run_tensors_from(
+    program: &Program,
+    inputs: &[&Tensor],
+    memory: Memory,
+    before: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Tensor>> {
     let guards: Vec<_> = inputs.iter().map(|tensor| tensor.storage_and_layout()).collect();
     let inputs = (guards.iter())
         .map(|(storage, layout)| match &**storage {
@@ -109,7 +139,7 @@ pub fn run_tensors(program: &Program, inputs: &[&Tensor], memory: Memory) -> Res
             _ => candle_core::bail!("{}: expected all tensors on one CUDA device", program.op),
         })
         .collect::<Result<Vec<Input>>>()?;
-    let outputs = run(program, &inputs, memory)?;
+    let outputs = run_from(program, &inputs, memory, before)?;
     let shapes = program.buffers.iter().filter_map(|buffer| match buffer {
         Buffer::Output(_, shape) => Some(shape.as_slice()),
         _ => None,
@@ -120,6 +150,17 @@ pub fn run_tensors(program: &Program, inputs: &[&Tensor], memory: Memory) -> Res
 /// A tensor outside any graph.
 fn tensor(storage: CudaStorage, shape: &[usize]) -> Tensor {
     Tensor::from_storage(Storage::Cuda(storage), Shape::from(shape), BackpropOp::none(), false)
+}
+
+/// A copy of a view that begins inside 16 bytes of its storage; `None` for any other.
+fn aligned(device: &CudaDevice, (storage, layout): Input) -> Result<Option<(CudaStorage, Layout)>> {
+    if (layout.start_offset() * storage.dtype().size_in_bytes()).is_multiple_of(16) {
+        return Ok(None);
+    }
+    // SAFETY: the copy writes all of it.
+    let mut copy = unsafe { device.alloc_uninit(layout.shape(), storage.dtype()) }?;
+    storage.copy_strided_src(&mut copy, 0, layout)?;
+    Ok(Some((copy, Layout::contiguous(layout.shape()))))
 }
 
 /// Address of an input's first value.
@@ -232,24 +273,52 @@ impl Lists {
     }
 }
 
-fn launch(op: &str, device: &CudaDevice, one: &Launch, addresses: &[u64]) -> Result<()> {
-    let name = one.kernel.as_str();
+/// The kernels of all launches, each allowed the shared memory that it needs, or none of them.
+fn functions(program: &Program, device: &CudaDevice, inputs: &[Input]) -> Result<Vec<CudaFunction>> {
+    let op = program.op;
+    let (mut functions, mut own) = (vec![], vec![]);
+    for one in &program.launches {
+        let name = one.kernel.as_str();
+        let function = function(op, device, name)?;
+        // What a kernel declares itself counts as well.
+        let declared = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        own.push(function.get_attribute(declared).map_err(|e| failed(op, name, e))? as usize);
+        functions.push(function);
+    }
+    if program.launches.iter().zip(&own).all(|(one, own)| one.shared + own <= SHARED) {
+        return Ok(functions);
+    }
+    let room = device::shared_memory(device)?;
+    let shapes: Vec<&[usize]> = inputs.iter().map(|(_, layout)| layout.dims()).collect();
+    program.check_shared(&own, room, &shapes)?;
+    for ((one, function), own) in program.launches.iter().zip(&functions).zip(&own) {
+        if one.shared + own > SHARED {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let allowed = function.set_attribute(most, (room - own) as i32);
+            allowed.map_err(|e| failed(op, &one.kernel, e))?;
+        }
+    }
+    Ok(functions)
+}
+
+fn function(op: &str, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
     let Some((module, ptx)) =
         MODULES.iter().find(|(module, _)| name.starts_with(module) || belongs(name, module))
     else {
         candle_core::bail!("{op}: no kernel is called {name}")
     };
     let function = device.get_or_load_custom_func(name, module, ptx).map_err(|e| failed(op, name, e))?;
-    // What a kernel declares itself counts as well.
-    let own = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-    let own = function.get_attribute(own).map_err(|e| failed(op, name, e))?;
-    if one.shared + own as usize > SHARED {
-        allow_shared(op, device, one, own as usize)?;
-        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(most, one.shared as i32).map_err(|e| failed(op, name, e))?;
-    }
+    Ok(function.into_cuda_function())
+}
+
+fn launch(
+    op: &str,
+    stream: &CudaStream,
+    (one, function): (&Launch, &CudaFunction),
+    addresses: &[u64],
+) -> Result<()> {
     let nowhere = 0u64;
-    let mut builder = function.builder();
+    let mut builder = stream.launch_builder(function);
     for argument in &one.arguments {
         match argument {
             Argument::Null => builder.arg(&nowhere),
@@ -265,7 +334,7 @@ fn launch(op: &str, device: &CudaDevice, one: &Launch, addresses: &[u64]) -> Res
     };
     // SAFETY: the arguments have the kernel's order and types, and the lists were checked against the tensors
     // (`ops::kernels`, which the tests hold against the same sources); all memory outlives the launch in stream order.
-    unsafe { builder.launch(config) }.map_err(|e| failed(op, name, e))?;
+    unsafe { builder.launch(config) }.map_err(|e| failed(op, &one.kernel, e))?;
     Ok(())
 }
 
@@ -275,17 +344,4 @@ fn belongs(kernel: &str, module: &str) -> bool {
         (module, kernel.rsplit_once('_').map_or(kernel, |(name, _)| name)),
         ("attention_backward", "attention_delta") | ("attention_decode", "attention_combine")
     )
-}
-
-/// That the device has the shared memory of a launch.
-fn allow_shared(op: &str, device: &CudaDevice, one: &Launch, own: usize) -> Result<()> {
-    let most = device::shared_memory(device).map_err(|e| failed(op, "device attribute", e))?;
-    if one.shared + own > most {
-        candle_core::bail!(
-            "{op}: {} needs {} bytes of shared memory for a block, this device has {most}; use a smaller width or fewer queries",
-            one.kernel,
-            one.shared + own
-        )
-    }
-    Ok(())
 }

@@ -109,7 +109,7 @@ impl Packing {
     ///
     /// # Errors
     /// No segment, offsets that decrease or do not end with the tensors, other numbers of segments for queries and
-    /// keys, a prefix that is none or has one itself, a scale that is not above 0.
+    /// keys, a prefix that does not come before its segment or has one itself, a scale that is not above 0.
     pub fn check(&self, op: &str, shape: &Shape) -> Result<()> {
         check_offsets(op, "query offsets", &self.cu_q, shape.rows)?;
         check_offsets(op, "key offsets", &self.cu_k, shape.keys)?;
@@ -124,13 +124,12 @@ impl Packing {
             candle_core::bail!("{op}: {} prefixes for {segments} segments", self.prefixes.len())
         }
         for (i, &prefix) in self.prefixes.iter().enumerate() {
-            let fine = prefix == -1
-                || (0..segments as i32).contains(&prefix)
-                    && prefix as usize != i
-                    && self.prefixes[prefix as usize] == -1;
+            // The gradients of keys look for readers behind a prefix only.
+            let fine =
+                prefix == -1 || (0..i as i32).contains(&prefix) && self.prefixes[prefix as usize] == -1;
             if !fine {
                 candle_core::bail!(
-                    "{op}: segment {i} of {segments} continues segment {prefix}, expected another one without a prefix, or -1"
+                    "{op}: segment {i} of {segments} continues segment {prefix}, expected an earlier one without a prefix, or -1"
                 )
             }
         }

@@ -1,4 +1,4 @@
-//! Which devices the kernels run on.
+//! Which devices and drivers the kernels run on.
 
 use candle_core::Result;
 
@@ -48,6 +48,53 @@ pub fn check(device: Capability, built: Option<Capability>) -> Result<()> {
             "cuda: this program was built for compute capability {built}, this device has {device}; rebuild with CUDA_COMPUTE_CAP={}{}",
             device.major,
             device.minor
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// A release of the CUDA toolkit, or the latest that a driver serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release {
+    /// The number before the point.
+    pub major: u32,
+    /// The number behind it.
+    pub minor: u32,
+}
+
+impl Release {
+    /// From `13.0`, as the compiler says it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.trim().split_once('.')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+
+    /// From 13000, as a driver says it.
+    pub fn of_driver(number: u32) -> Self {
+        Self { major: number / 1000, minor: number % 1000 / 10 }
+    }
+}
+
+impl std::fmt::Display for Release {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// The toolkit that compiled the kernels, where the build said so.
+pub fn toolkit() -> Option<Release> {
+    option_env!("MSJOE_CUDA").and_then(Release::parse)
+}
+
+/// That a driver reads the kernels' code, which it compiles for the device.
+///
+/// # Errors
+/// A driver for an older CUDA than the toolkit.
+pub fn check_driver(driver: Release, toolkit: Option<Release>) -> Result<()> {
+    match toolkit {
+        Some(toolkit) if toolkit > driver => candle_core::bail!(
+            "cuda: the driver serves CUDA {driver}, this program was built with the toolkit of CUDA {toolkit}; install a \
+             newer driver (580 or later for CUDA 13.0), or rebuild with a toolkit of at most {driver}"
         ),
         _ => Ok(()),
     }

@@ -23,6 +23,8 @@ pub struct Run {
 pub struct Cached {
     /// Runs of each sequence, in any order.
     pub sequences: Vec<Vec<Run>>,
+    /// Rows of each pair's tensors.
+    pub rows: Vec<usize>,
     /// Factor of the scores, above 0.
     pub scale: f32,
     /// Multiprocessors of the device.
@@ -53,8 +55,24 @@ impl Cached {
                 shape.kv_heads
             )
         }
-        let pairs = self.sequences.iter().flatten().map(|run| run.pair + 1).max().unwrap_or(0);
-        int(op, "keys", pairs)?;
+        for (i, run) in
+            self.sequences.iter().enumerate().flat_map(|(i, runs)| runs.iter().map(move |run| (i, run)))
+        {
+            match self.rows.get(run.pair) {
+                Some(rows) if run.len <= *rows => {}
+                Some(rows) => candle_core::bail!(
+                    "{op}: sequence {i} attends to {} rows of pair {}, which has {rows}",
+                    run.len,
+                    run.pair
+                ),
+                None => candle_core::bail!(
+                    "{op}: sequence {i} attends to pair {}, but there are {} pairs of keys and values",
+                    run.pair,
+                    self.rows.len()
+                ),
+            }
+        }
+        int(op, "keys", self.rows.iter().copied().max().unwrap_or(0))?;
         Ok(())
     }
 
@@ -96,7 +114,8 @@ impl Cached {
 /// Inputs `q`, then keys and values of each pair; output (N, H, D).
 ///
 /// # Errors
-/// Another number of sequences than rows, a scale that is not above 0, more than 64 query heads for a key head.
+/// Another number of sequences than rows, a run beyond its tensors, a scale that is not above 0, more than 64 query heads for
+/// a key head.
 pub fn decode(cached: &Cached, shape: &Shape) -> Result<Program> {
     let op = "attention over a cache";
     cached.check(op, shape)?;

@@ -153,6 +153,28 @@ impl Program {
     }
 }
 
+impl Program {
+    /// That a device, which gives a block `room` bytes of shared memory, takes all launches; `own` is what each launch's kernel
+    /// declares itself, `shapes` are those of the tensors, for the error.
+    ///
+    /// # Errors
+    /// The first launch that needs more.
+    pub fn check_shared(&self, own: &[usize], room: usize, shapes: &[&[usize]]) -> Result<()> {
+        for (one, own) in self.launches.iter().zip(own) {
+            let needs = one.shared + own;
+            if needs > room {
+                candle_core::bail!(
+                    "{} of tensors {shapes:?}: {} needs {needs} bytes of shared memory for a block, this device has {room}; \
+                     use a smaller width or half precision",
+                    self.op,
+                    one.kernel
+                )
+            }
+        }
+        Ok(())
+    }
+}
+
 /// That all tensors have one dtype and are on one device.
 ///
 /// # Errors

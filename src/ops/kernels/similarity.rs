@@ -4,6 +4,7 @@
 use candle_core::{DType, Result};
 
 use super::Argument::{Float, Int};
+use super::attention::LITTLE_ROOM;
 use super::{Argument, Buffer, Element, Program, check_offsets, flat, int, tiles};
 
 /// Frames of a block.
@@ -68,6 +69,16 @@ impl Pairs {
 
     fn most_queries(&self) -> usize {
         self.counts().map(|(q, _)| q).max().unwrap_or(0)
+    }
+
+    /// Queries whose part in the gradients of frames is summed at once: so many that every device has the room.
+    fn at_once(&self) -> usize {
+        (LITTLE_ROOM / self.query_bytes()).clamp(1, self.most_queries().max(1))
+    }
+
+    /// Bytes of shared memory for a query, one over its length, and its weights in eight warps.
+    fn query_bytes(&self) -> usize {
+        4 * (self.width + 9)
     }
 
     fn lists(&self, program: &mut Program) -> [Argument; 4] {
@@ -153,9 +164,27 @@ pub fn backward(pairs: &Pairs, queries: usize, frames: usize) -> Result<Program>
     let arguments = vec![q, partial, query_offsets, starts, dq, segments, most_queries, width];
     program.launch(name("queries"), queries, (256, 4 * pairs.width), arguments)?;
 
-    let shared = (4 * most * (pairs.width + 9)).next_multiple_of(16);
-    let arguments =
-        vec![q, f, inverse, out, grad, query_offsets, frame_offsets, out_offsets, tiles, df, width, scale];
+    let at_once = pairs.at_once();
+    let sums = if at_once < most { frames * pairs.width } else { 1 };
+    let sums = program.add(Buffer::Scratch(sums));
+    let shared = (at_once * pairs.query_bytes()).next_multiple_of(16);
+    let at_once = Int(int("similarity", "queries", at_once)?);
+    let arguments = vec![
+        q,
+        f,
+        inverse,
+        out,
+        grad,
+        query_offsets,
+        frame_offsets,
+        out_offsets,
+        tiles,
+        df,
+        sums,
+        at_once,
+        width,
+        scale,
+    ];
     program.launch(name("frames"), tile_count, (256, shared), arguments)?;
     Ok(program)
 }
