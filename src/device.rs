@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// An unknown name, a CUDA device that this build or machine does not have, or one that the kernels do not run on.
 pub fn device(name: &str) -> Result<Device> {
     match name.split_once(':').unwrap_or((name, "0")) {
-        ("cpu", _) => Ok(Device::Cpu),
+        _ if name == "cpu" => Ok(Device::Cpu),
         ("cuda", ordinal) => {
             let ordinal = ordinal
                 .parse()

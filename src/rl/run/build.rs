@@ -26,7 +26,7 @@ impl Build {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: commit(),
             device: device.into(),
-            features: vec![],
+            features: if cfg!(feature = "cuda") { vec!["cuda".to_owned()] } else { vec![] },
         }
     }
 }
