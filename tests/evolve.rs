@@ -490,6 +490,7 @@ fn adapters_learn_over_a_base_in_half_precision() {
 fn a_temporal_agent_learns_in_place_of_the_network() {
     let (dir, mut config) = setting();
     config.model.learn = Learn::Nothing;
+    config.sampler.network = unet1d::Config::default();
     config.sampler.agent = Some(temporal_agent::Config { heads: 2, window: 4, temperature: 0.1 });
     config.sampler.worth = Worth::Reward(Baseline::GroupMean);
     let mut trainer = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();

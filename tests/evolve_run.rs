@@ -10,7 +10,7 @@ use msjoe::checkpoint::Checkpoint;
 use msjoe::data::world::Spec;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::unet1d::UNet1d;
-use msjoe::rl::config::EvolveConfig;
+use msjoe::rl::config::{EvolveConfig, Rate};
 use msjoe::rl::evaluate::Summary;
 use msjoe::rl::evolve::{Event, evolve};
 use msjoe::rl::plan::Plan;
@@ -27,7 +27,11 @@ fn settings() -> Settings {
         data: Data::World { seed: 5, spec: Spec::short(), videos: 12 },
         evaluation: Evaluation { every: 2, questions: 12, pass_rate_rollouts: 2, ..Evaluation::default() },
         save_every: 1,
-        pretrain: Some(Pretraining { steps: 2, ..Pretraining::default() }),
+        pretrain: Some(Pretraining {
+            steps: 2,
+            rate: Rate { peak: 1e-3, warmup: 1, ..Rate::default() },
+            ..Pretraining::default()
+        }),
         evolve: EvolveConfig {
             iterations: 2,
             resample: 1,

@@ -561,9 +561,12 @@ fn misfits_are_errors() {
     assert_eq!(text, "grpo: expected completions with tokens, got 0 tokens in 8 completions");
     for (config, expected) in [
         (GrpoConfig { epsilon: -0.1, ..fine }, "grpo: epsilon must be from 0 to 1, got -0.1"),
-        (GrpoConfig { beta: f64::NAN, ..fine }, "grpo: beta must be from 0 to"),
-        (GrpoConfig { top_entropy: 0., ..fine }, "grpo: top_entropy must be from"),
-        (GrpoConfig { max_completion_length: 0, ..fine }, "grpo: max_completion_length must be from 1 to"),
+        (GrpoConfig { beta: f64::NAN, ..fine }, "grpo: beta must be at least 0, got NaN"),
+        (GrpoConfig { top_entropy: 0., ..fine }, "grpo: top_entropy must be above 0 and at most 1, got 0"),
+        (
+            GrpoConfig { max_completion_length: 0, ..fine },
+            "grpo: max_completion_length must be at least 1, got 0",
+        ),
         (GrpoConfig { loss: LossType::Luspo, ..fine }, "grpo: the loss luspo needs the ratio of sequences"),
         (
             GrpoConfig { loss: LossType::Vespo, ratio: Ratio::Sequence, ..fine },

@@ -69,8 +69,10 @@ const SILENCE: u64 = 10;
 
 impl Mean {
     fn add(&mut self, value: f64) {
-        self.value = if self.steps == 0 { value } else { KEPT * self.value + (1.0 - KEPT) * value };
         self.steps += 1;
+        // Every step so far counts alike at first, then the last ten most.
+        let share = (1.0 / self.steps as f64).max(1.0 - KEPT);
+        self.value += share * (value - self.value);
     }
 
     fn settled(&self) -> bool {
@@ -106,11 +108,9 @@ impl Alarm {
         self.listen(tally);
         let Some(reward) = tally.get("reward") else { return Ok(()) };
         self.reward.add(reward);
-        if !self.reward.settled() {
-            return Ok(());
-        }
+        // A policy may come apart at its second step: what it earned before that counts.
         self.best = self.best.max(self.reward.value);
-        if self.reward.value < config.min_reward_share * self.best {
+        if self.reward.settled() && self.reward.value < config.min_reward_share * self.best {
             return Err(stop(format!(
                 "the reward fell to {:.3} on average from {:.3}, expected at least {} of it (min_reward_share)",
                 self.reward.value, self.best, config.min_reward_share

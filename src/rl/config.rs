@@ -133,7 +133,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    fn check(&self, name: &str, steps: u64) -> Result<()> {
+    pub(super) fn check(&self, name: &str, steps: u64) -> Result<()> {
         let wrong = |what: String| Err(Error::Input(format!("config: {name}.{what}")));
         if let Err(error) = self.schedule(steps).check() {
             return wrong(error.to_string());

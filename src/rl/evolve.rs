@@ -179,7 +179,7 @@ impl Evolution {
         self.rate(run, observe)?;
         let mut metrics = self.resume(run)?;
         let every = self.settings.evaluation.every;
-        if every > 0 && self.trainer.progress.step == 0 {
+        if every > 0 && self.trainer.progress.step == 0 && self.evaluations.is_empty() {
             // What training starts from may stay the best there is.
             let score = self.evaluated(&mut metrics, observe)?;
             run.save(0, &self.snapshot()?, Some(score))?;

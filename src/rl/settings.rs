@@ -81,6 +81,9 @@ impl Settings {
     pub fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::Input(format!("config: {what}")));
         self.evolve.check()?;
+        if let Some(Pretraining { rate, steps, .. }) = &self.pretrain {
+            rate.check("pretrain.rate", *steps)?;
+        }
         if let Some(first) = self.first_stage() {
             first.check().map_err(|error| Error::Input(format!("stage 1: {error}")))?;
         }
