@@ -100,11 +100,7 @@ fn vision(
     }
     let mut media = vec![];
     for (grid, seconds) in grids.iter().zip(seconds) {
-        let [t, h, w] = grid[..] else { return Err(Error::Input(format!("{grid_name}: row {grid:?}"))) };
-        let edge = |edge: i64| {
-            usize::try_from(edge).map_err(|_| Error::Input(format!("{grid_name}: row {grid:?} is negative")))
-        };
-        let grid = [edge(t)?, edge(h)?, edge(w)?];
+        let grid = sizes(&grid_name, grid)?;
         media.push(match kind {
             "image" => Media::Image { grid },
             _ => Media::Video { grid, timing: Timing::Uniform(seconds) },
@@ -129,6 +125,13 @@ fn vision(
     });
     let slices: Vec<Tensor> = slices.collect::<candle_core::Result<_>>()?;
     Ok(media.into_iter().zip(slices).collect())
+}
+
+fn sizes(name: &str, row: &[i64]) -> Result<[usize; 3]> {
+    let sizes = row.iter().map(|&size| usize::try_from(size).ok()).collect::<Option<Vec<_>>>();
+    sizes.and_then(|sizes| sizes.try_into().ok()).ok_or_else(|| {
+        Error::Input(format!("{name}: row {row:?}: expected t, h and w, none of them negative"))
+    })
 }
 
 /// CLIP. In: `pixel_values` (B, 3, S, S) f32, `input_ids` (Q, L) i64. Out: `image_embeds` (B, D) and `text_embeds` (Q, D) f32,

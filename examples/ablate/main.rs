@@ -6,7 +6,7 @@
 //! Every row is trained where it learns and graded on held-out questions of rendered videos. Each finished (row, seed) is
 //! kept in `--out`: run again, the command goes on with what is missing, and grades nothing twice. The table goes to
 //! stdout and, with reward curves, to `table.md` and `table.json` in that folder, and as a page to `report.html`. `--rows` takes some of the rows:
-//! uniform, top-k, question, frozen, joint, no-difficulty, no-info, no-previews, mlp, independent, no-baseline, shuffled, apart, evidence.
+//! blind, uniform, top-k, question, frozen, joint, no-difficulty, no-info, no-previews, mlp, independent, no-baseline, shuffled, apart, evidence.
 
 #[path = "../cli/mod.rs"]
 mod cli;

@@ -48,7 +48,8 @@ const fn joint(name: &'static str, title: &'static str, change: fn(&mut EvolveCo
 /// The row that every other one is compared with.
 pub const JOINT: &str = "joint";
 
-pub const ROWS: [Row; 14] = [
+pub const ROWS: [Row; 15] = [
+    row("blind", "no frame at all", Training::None, Asking::Question, Choosing::Nothing),
     row("uniform", "uniform", Training::None, Asking::Question, Choosing::Uniform),
     row("top-k", "top-k, the question as query", Training::None, Asking::Question, Choosing::TopK),
     row(

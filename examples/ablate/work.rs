@@ -103,9 +103,8 @@ impl Work {
         let test = balanced(world_tasks(&world, Split::Test, 0..videos), scale.questions);
         ensure!(test.len() == scale.questions, "{} test questions in {videos} videos", test.len());
         let clip = Clip::load(&clip, DType::F32, &Device::Cpu)?;
-        let bytes = std::fs::read(mllm.join("model.safetensors")).context(mllm.display().to_string())?;
         let mut hash = Sha256::new();
-        hash.update(bytes);
+        digest(&mllm, &mut hash)?;
         hash.update(clip.revision());
         hash.update(format!("{world_seed} {} {}", scale.questions, scale.videos));
         Ok(Self {
@@ -284,6 +283,24 @@ impl Work {
 /// What a step counts beside a graded answer.
 fn weight(config: &EvolveConfig) -> u64 {
     2 * config.questions as u64 * config.generations
+}
+
+/// Adds every file of a model's folder: weights in any number of shards, settings, tokenizer.
+fn digest(folder: &Path, hash: &mut Sha256) -> Result<()> {
+    let mut paths = vec![];
+    for entry in std::fs::read_dir(folder).context(folder.display().to_string())? {
+        let path = entry.context(folder.display().to_string())?.path();
+        if path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    for path in paths {
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        let mut file = std::fs::File::open(&path).context(path.display().to_string())?;
+        std::io::copy(&mut file, hash).context(path.display().to_string())?;
+    }
+    Ok(())
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {

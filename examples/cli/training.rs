@@ -44,7 +44,7 @@ impl Training {
         adjust: impl Fn(Settings) -> Result<Settings>,
     ) -> Result<Option<(Run, Settings)>> {
         if self.print_config {
-            print!("{}", toml::to_string(&example())?);
+            print!("{}{WITHOUT_DEFAULT}", toml::to_string(&example())?);
             return Ok(None);
         }
         let (run, settings) = match (&self.resume, &self.config) {
@@ -131,6 +131,17 @@ impl Training {
         })
     }
 }
+
+/// What the printed settings cannot show.
+const WITHOUT_DEFAULT: &str = "
+# Left out above, since they are off or follow from others:
+#   models.sampler = \"FILE\"                  begin with this sampler
+#   evolve.plan.previews = N                 previews of a query turn; half of the key frames
+#   evolve.model.grpo.delta = X              upper bound of the ratio where the advantage is negative; none
+#   evolve.model.grpo.off_policy = X         what a completion of negative advantage may have lost in log-probability and count; none
+#   evolve.sampler.agent = {}                a temporal agent in place of the network
+#   [data] kind = \"files\": train, validation, fps, cache
+";
 
 fn read(path: &Path) -> Result<Settings> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;

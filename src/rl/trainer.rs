@@ -116,13 +116,26 @@ impl Trainer {
         let advantages = self.advantages(&groups)?;
 
         let at = Instant::now();
-        let step = self.progress.step;
-        let rate = self.config.model.rate.schedule(self.config.steps).rate(step);
+        self.update_model(&groups, &advantages.model, &mut tally)?;
+        tally.time("time/model", at);
+        let at = Instant::now();
+        self.update_sampler(&groups, &advantages.sampler, &mut tally)?;
+        tally.time("time/sampler", at);
+        self.progress.step += 1;
+        tally.time("step_time", start);
+        tally.rate("tokens_per_second", "num_tokens", "step_time");
+        self.progress.alarm.look(&tally, &self.config.alarm)?;
+        Ok(tally)
+    }
+
+    /// GRPO, as many updates as the settings say. Entropy, ratio and the like are those of the trajectories that move the model.
+    fn update_model(&mut self, groups: &[Group], advantages: &[f32], tally: &mut Tally) -> Result<()> {
+        let rate = self.config.model.rate.schedule(self.config.steps).rate(self.progress.step);
         let mut old: Option<Vec<Vec<f32>>> = None;
         for iteration in 0..self.config.iterations {
             let Some(pupil) = self.learner.pupil(&self.config) else { break };
             let mut weighed: Vec<Weighed> = (groups.iter().flat_map(|group| &group.trajectories))
-                .zip(&advantages.model)
+                .zip(advantages)
                 .map(|(trajectory, advantage)| Weighed {
                     trajectory,
                     advantage: f64::from(*advantage),
@@ -135,7 +148,7 @@ impl Trainer {
             if let Some(old) = old.as_ref().filter(|_| iteration > 0) {
                 weighed.iter_mut().zip(old).for_each(|(one, old)| one.old = Some(old));
             }
-            if let Some(gradients) = model_gradients(&pupil, &weighed, &self.config.model, &mut tally)? {
+            if let Some(gradients) = model_gradients(&pupil, &weighed, &self.config.model, tally)? {
                 let at = Instant::now();
                 let norm = self.learner.step_model(gradients, rate, self.config.model.rate.max_grad_norm)?;
                 tally.time("time/optimizer", at);
@@ -143,35 +156,29 @@ impl Trainer {
                 tally.max("learning_rate", rate);
             }
         }
-        tally.time("time/model", at);
-        // Each iteration has a loss of its own.
+        // Each update has a loss of its own.
         ["loss", "policy_loss"]
             .iter()
             .for_each(|name| tally.scale(name, 1.0 / self.config.iterations as f64));
+        Ok(())
+    }
 
+    /// REINFORCE.
+    fn update_sampler(&mut self, groups: &[Group], advantages: &[f32], tally: &mut Tally) -> Result<()> {
+        let Some((sampler, parameters)) = self.learner.student() else { return Ok(()) };
+        let drawn: Vec<(&Trajectory, f64)> = (groups.iter().flat_map(|group| &group.trajectories))
+            .zip(advantages.iter().map(|advantage| f64::from(*advantage)))
+            .collect();
+        let (config, at_once) = (&self.config.sampler, self.config.micro_batches_at_once);
+        let gradients = sampler_gradients(sampler, parameters, &drawn, config, at_once, tally)?;
+        let Some(gradients) = gradients else { return Ok(()) };
+        let rate = config.rate.schedule(self.config.steps).rate(self.progress.step);
         let at = Instant::now();
-        if let Some((sampler, parameters)) = self.learner.student() {
-            let drawn: Vec<(&Trajectory, f64)> = (groups.iter().flat_map(|group| &group.trajectories))
-                .zip(advantages.sampler.iter().map(|advantage| f64::from(*advantage)))
-                .collect();
-            let (config, at_once) = (&self.config.sampler, self.config.micro_batches_at_once);
-            let gradients = sampler_gradients(sampler, parameters, &drawn, config, at_once, &mut tally)?;
-            if let Some(gradients) = gradients {
-                let rate = config.rate.schedule(self.config.steps).rate(step);
-                let at = Instant::now();
-                let norm =
-                    self.learner.step_sampler(gradients, rate, self.config.sampler.rate.max_grad_norm)?;
-                tally.time("time/optimizer", at);
-                tally.mean("sampler/grad_norm", norm, 1.0);
-                tally.max("sampler/learning_rate", rate);
-            }
-        }
-        tally.time("time/sampler", at);
-        self.progress.step += 1;
-        tally.time("step_time", start);
-        tally.rate("tokens_per_second", "num_tokens", "step_time");
-        self.progress.alarm.look(&tally, &self.config.alarm)?;
-        Ok(tally)
+        let norm = self.learner.step_sampler(gradients, rate, self.config.sampler.rate.max_grad_norm)?;
+        tally.time("time/optimizer", at);
+        tally.mean("sampler/grad_norm", norm, 1.0);
+        tally.max("sampler/learning_rate", rate);
+        Ok(())
     }
 
     fn rated(&self) -> Result<()> {

@@ -235,13 +235,11 @@ fn batch_gradients(
     let truncated: Vec<bool> = batch.iter().map(Weighed::truncated).collect();
     let advantages: Vec<f64> = batch.iter().map(|one| one.advantage).collect();
     let input = &packed.batch;
-    let reference = match pupil.reference {
-        Some(model) if config.grpo.beta != 0.0 => {
-            let hidden = model.hidden_packed(input)?;
-            Some(chosen(model, &hidden, &packed, pupil.temperature)?.log_probs)
-        }
-        _ => None,
-    };
+    let reference = pupil.reference.filter(|_| config.grpo.beta != 0.0);
+    let reference = reference
+        .map(|model| chosen(model, &model.hidden_packed(input)?, &packed, pupil.temperature))
+        .transpose()?
+        .map(|chosen| chosen.log_probs);
     let old = old_log_probs(batch, pupil.model.text().device())?;
     let at = Instant::now();
     let mut outcome = None;
