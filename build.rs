@@ -27,7 +27,9 @@ fn commit() -> Option<String> {
         let said = String::from_utf8(asked.stdout).ok()?.trim().to_owned();
         asked.status.success().then_some(said)
     };
-    git(&["ls-files", "--error-unmatch", "build.rs"])?;
+    // A copy within another project's repository has that project's commits.
+    let top = PathBuf::from(git(&["rev-parse", "--show-toplevel"])?).canonicalize().ok()?;
+    (top == env::current_dir().ok()?.canonicalize().ok()?).then_some(())?;
     // The log of HEAD moves with every commit and checkout, and git says where it is for this worktree.
     let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;
     for path in [log.as_str(), "src", "examples", "Cargo.toml", "Cargo.lock"] {
@@ -56,7 +58,11 @@ fn compile() -> Result<(), String> {
     let mut paths: Vec<PathBuf> =
         entries.iter().map(fs::DirEntry::path).filter(|path| path.is_file()).collect();
     paths.sort();
-    nvcc.hash(&mut state);
+    // A toolkit may be replaced behind the same path.
+    println!("cargo::rerun-if-changed={}", nvcc.canonicalize().unwrap_or_else(|_| nvcc.clone()).display());
+    let version =
+        Command::new(&nvcc).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    (&nvcc, version, FLAGS).hash(&mut state);
     for path in paths {
         println!("cargo::rerun-if-changed={}", path.display());
         fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?.hash(&mut state);
@@ -69,6 +75,10 @@ fn compile() -> Result<(), String> {
     if fs::read_to_string(&stamp).is_ok_and(|made| made == state) {
         record_release(&out);
         return Ok(());
+    }
+    // While some files are new and others old, neither state is true.
+    if stamp.exists() {
+        fs::remove_file(&stamp).map_err(|e| format!("{}: {e}", stamp.display()))?;
     }
     let (nvcc, out) = (&nvcc, &out);
     let results: Vec<Result<(), String>> = thread::scope(|scope| {
@@ -90,11 +100,14 @@ fn record_release(out: &Path) {
     }
 }
 
+const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "-ptx", "-arch=sm_80"];
+
 fn to_ptx(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     let name = source.file_stem().unwrap_or_default().to_string_lossy();
     let (partial, done) = (out.join(format!("{name}.partial.ptx")), out.join(format!("{name}.ptx")));
     let run = Command::new(nvcc)
-        .args(["-std=c++17", "-O3", "-ptx", "-arch=sm_80", "-o"])
+        .args(FLAGS)
+        .arg("-o")
         .arg(&partial)
         .arg(source)
         .output()

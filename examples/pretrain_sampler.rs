@@ -12,7 +12,7 @@ mod cli;
 use anyhow::{Context, Result};
 use clap::Parser;
 use cli::training::Training;
-use msjoe::rl::evolve::Evolution;
+use msjoe::rl::evolve::{Event, Evolution};
 use msjoe::rl::settings::Settings;
 
 /// Trains the sampler, with the language model frozen.
@@ -38,6 +38,9 @@ fn run(training: &Training) -> Result<()> {
     let begun = training.begin(&stop, first)?;
     let Some((run, settings)) = begun else { return Ok(()) };
     let mut observe = training.observer(&stop)?;
+    for (name, plan) in &settings.plans()? {
+        observe(Event::Memory(name, plan));
+    }
     let report = Evolution::new(settings, &mut observe).and_then(|mut stage| stage.run(&run, &mut observe));
     training.end(&run, report)
 }

@@ -86,7 +86,7 @@ fn training_raises_its_reward_and_shuffled_rewards_do_not() {
         let [before, after] = trained(learns, false);
         assert!(after > before + least, "{learns:?}: {before} -> {after}");
         let [before, dealt] = trained(learns, true);
-        assert!(dealt < before + 0.09, "{learns:?}, shuffled rewards: {before} -> {dealt}");
+        assert!(dealt - before < 0.5 * (after - before), "{learns:?}, shuffled rewards: {before} -> {dealt}");
         println!("{learns:?}: {before:.3} -> {after:.3}, shuffled {dealt:.3}");
     }
 }

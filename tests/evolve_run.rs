@@ -54,7 +54,10 @@ impl End {
         for last in ["step-000004", "sampler/step-000002"] {
             for entry in std::fs::read_dir(folder.join(last)).unwrap() {
                 let path = entry.unwrap().path();
-                if path.extension().is_some_and(|extension| extension == "safetensors") {
+                // The state is progress, alarm and evaluations, without times.
+                if path.extension().is_some_and(|extension| extension == "safetensors")
+                    || path.ends_with("state.json")
+                {
                     let name = path.strip_prefix(folder).unwrap().to_owned();
                     weights_and_moments.insert(name, std::fs::read(path).unwrap());
                 }

@@ -349,7 +349,7 @@ fn schedules_are_checked() {
     );
     assert_eq!(
         error(Schedule { warmup: 11, ..good }),
-        "schedule: 11 steps of warm-up do not fit into a run of 10"
+        "schedule: 11 steps of warm-up do not fit into a run of 10; set warmup to at most that"
     );
     // All warm-up: the last step has the peak.
     assert_eq!(Schedule { warmup: 10, ..good }.rate(9), 1e-3);

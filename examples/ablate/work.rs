@@ -207,7 +207,9 @@ impl Work {
         let mut trainer = Trainer::new(config.clone(), learner, self.train.clone())?;
         let mut curve = vec![];
         for step in 1..=config.steps {
-            let values = trainer.step().with_context(|| format!("{label}, step {step}"))?;
+            let of_step = || format!("{label}, step {step}");
+            let values = trainer.step().with_context(of_step)?;
+            trainer.watch(&values).with_context(of_step)?;
             let value = |name: &str| values.get(name).unwrap_or_default();
             let point = Point {
                 reward: value("reward"),

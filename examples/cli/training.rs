@@ -55,14 +55,14 @@ impl Training {
             }
             (None, Some(path)) => {
                 let mut settings = adjust(read(path)?).with_context(|| path.display().to_string())?;
-                settings.check().with_context(|| path.display().to_string())?;
+                refuse(&settings, stop).with_context(|| path.display().to_string())?;
                 let name = path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
                 let hub = Hub::from_env()?;
                 for model in [&mut settings.models.mllm, &mut settings.models.clip] {
                     *model = super::fetch(&hub, &model.to_string_lossy(), stop)?;
                 }
                 // Before there is a folder: what cannot be run is no run.
-                settings.refuse().with_context(|| path.display().to_string())?;
+                settings.plans().with_context(|| path.display().to_string())?;
                 let build = Build::new(settings.models.device.as_str());
                 (Run::create(dated(&self.out, &name)?, &settings, &build)?, settings)
             }
@@ -78,13 +78,7 @@ impl Training {
         if page.is_file() {
             eprintln!("report: {}", page.display());
         }
-        let saved = !run.saved()?.is_empty();
-        let report = match report {
-            Err(error) if saved => {
-                Err(error).with_context(|| format!("go on with --resume {}", run.folder().display()))
-            }
-            other => Ok(other?),
-        }?;
+        let report = report.with_context(|| format!("go on with --resume {}", run.folder().display()))?;
         match (self.json, &report.best) {
             (true, _) => println!("{}", serde_json::to_string_pretty(&report)?),
             (false, Some(best)) => println!("best: {}", best.display()),
@@ -101,6 +95,7 @@ impl Training {
         Ok(move |event: Event| {
             match event {
                 Event::Memory(stage, plan) => bar.suspend(|| eprintln!("{stage}: memory, at most:\n{plan}")),
+                Event::Warning(text) => bar.suspend(|| eprintln!("warning: {text}")),
                 Event::Stage(name, steps) => {
                     bar.suspend(|| eprintln!("{name}: {steps} steps"));
                     bar.set_length(steps);
@@ -142,6 +137,19 @@ const WITHOUT_DEFAULT: &str = "
 #   evolve.sampler.agent = {}                a temporal agent in place of the network
 #   [data] kind = \"files\": train, validation, fps, cache
 ";
+
+/// What can be refused before models are fetched.
+fn refuse(settings: &Settings, stop: &Stop) -> Result<()> {
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} questions looked through, {eta} left")?);
+    let refused = settings.refuse(&mut |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+        stop.flow().is_continue()
+    });
+    bar.finish_and_clear();
+    Ok(refused?)
+}
 
 fn read(path: &Path) -> Result<Settings> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use msjoe::checkpoint::write_file;
 use msjoe::rl::evolve::{Event, evolve};
 use msjoe::rl::run::{Build, Run};
 use msjoe::rl::settings::{Data, Models, Settings};
+use sha2::{Digest, Sha256};
 
 use crate::Args;
 use crate::progress::bar;
@@ -15,10 +16,18 @@ const SETTINGS: &str = include_str!("../toy_lora.toml");
 
 pub fn train(args: &Args) -> Result<()> {
     let folder = args.work.join("evolved");
+    let (settings, of) = (settings(args)?, folder.join("models.sha256"));
+    let models = digest(&settings.models)?;
     let run = match Run::exists(&folder) {
         true => Run::open(&folder)?,
-        false => Run::create(&folder, &settings(args)?, &Build::new("cpu"))?,
+        false => Run::create(&folder, &settings, &Build::new("cpu"))?,
     };
+    // What lies there may be of another trial.
+    let begun = std::fs::read_to_string(&of).unwrap_or_else(|_| models.clone());
+    if run.config::<Settings>()? != settings || begun != models {
+        bail!("{}: a run of other settings or models; remove it, or give another --work", folder.display());
+    }
+    write_file(&of, models.as_bytes())?;
     let mut shown = bar("evolved", 0, 1);
     let mut observe = |event: Event| {
         match event {
@@ -31,6 +40,7 @@ pub fn train(args: &Args) -> Result<()> {
             Event::Evaluated { step, summary } => shown.suspend(|| {
                 println!("evolved {step}: accuracy {:.3} +- {:.3}", summary.accuracy, summary.interval);
             }),
+            Event::Warning(text) => shown.suspend(|| eprintln!("warning: {text}")),
             Event::Memory(..) => {}
         }
         true
@@ -62,6 +72,15 @@ fn settings(args: &Args) -> Result<Settings> {
         first.rate.warmup = first.rate.warmup.min(first.steps);
     }
     Ok(settings)
+}
+
+fn digest(models: &Models) -> Result<String> {
+    let mut hash = Sha256::new();
+    for folder in [&models.mllm, &models.clip] {
+        let path = folder.join("model.safetensors");
+        hash.update(std::fs::read(&path).context(path.display().to_string())?);
+    }
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

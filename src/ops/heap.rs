@@ -11,3 +11,12 @@ pub fn keep_freed_memory() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }
+
+/// Gives what [`keep_freed_memory`] kept, and nothing uses, back to the system.
+pub fn release() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `malloc_trim` may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -52,7 +52,7 @@ impl Schedule {
         }
         if warmup > total {
             return Err(Error::Input(format!(
-                "schedule: {warmup} steps of warm-up do not fit into a run of {total}"
+                "schedule: {warmup} steps of warm-up do not fit into a run of {total}; set warmup to at most that"
             )));
         }
         Ok(())

@@ -13,17 +13,18 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlarmConfig {
-    /// Largest loss of either side, by its absolute value.
+    /// Largest loss of the language model, by its absolute value. (The sampler's grows with the frames of a draw.)
     pub max_loss: f64,
     /// Largest norm of a gradient before it is clipped, in multiples of the running mean.
     pub max_grad_norm_growth: f64,
-    /// The running mean of the reward may fall to this share of its highest value; 0 lets it fall.
+    /// The running mean of the reward may fall to this share of its highest value, and below that by no more than four of its
+    /// standard errors; 0 lets it fall.
     pub min_reward_share: f64,
 }
 
 impl Default for AlarmConfig {
     fn default() -> Self {
-        Self { max_loss: 1e3, max_grad_norm_growth: 1e3, min_reward_share: 0.5 }
+        Self { max_loss: 1e3, max_grad_norm_growth: 1e3, min_reward_share: 0.33 }
     }
 }
 
@@ -45,9 +46,12 @@ impl AlarmConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Alarm {
-    /// Of the reward, its highest value so far, and the steps that it holds.
+    /// Of the reward, and its highest value so far.
     reward: Mean,
     best: f64,
+    /// The variance of the running mean, and the highest value so far less four standard errors.
+    variance: f64,
+    sure: f64,
     /// Of the norm of the language model's gradient and of the sampler's.
     norms: [Mean; 2],
     /// Steps in a row in which no group had a signal.
@@ -68,11 +72,12 @@ const KEPT: f64 = 0.9;
 const SILENCE: u64 = 10;
 
 impl Mean {
-    fn add(&mut self, value: f64) {
+    /// Returns the share of the new value: every step so far counts alike at first, then the last ten most.
+    fn add(&mut self, value: f64) -> f64 {
         self.steps += 1;
-        // Every step so far counts alike at first, then the last ten most.
         let share = (1.0 / self.steps as f64).max(1.0 - KEPT);
         self.value += share * (value - self.value);
+        share
     }
 
     fn settled(&self) -> bool {
@@ -86,13 +91,11 @@ impl Alarm {
     /// # Errors
     /// What exploded or collapsed, from which value to which, and what to do.
     pub fn look(&mut self, tally: &Tally, config: &AlarmConfig) -> Result<()> {
-        for name in ["loss", "sampler/policy_loss"] {
-            if let Some(loss) = tally.get(name).filter(|loss| loss.abs() > config.max_loss) {
-                return Err(stop(format!(
-                    "{name} is {loss:.3e}, expected at most {:e} (max_loss)",
-                    config.max_loss
-                )));
-            }
+        if let Some(loss) = tally.get("loss").filter(|loss| loss.abs() > config.max_loss) {
+            return Err(stop(format!(
+                "the loss is {loss:.3e}, expected at most {:e} (max_loss)",
+                config.max_loss
+            )));
         }
         for (mean, name) in self.norms.iter_mut().zip(["grad_norm", "sampler/grad_norm"]) {
             let Some(norm) = tally.get(name) else { continue };
@@ -105,12 +108,17 @@ impl Alarm {
             }
             mean.add(norm);
         }
-        self.listen(tally);
+        let silent = tally.get("frac_reward_zero_std").is_some_and(|share| share >= 1.0);
+        self.silent = if silent { self.silent + 1 } else { 0 };
         let Some(reward) = tally.get("reward") else { return Ok(()) };
-        self.reward.add(reward);
-        // A policy may come apart at its second step: what it earned before that counts.
+        let error = tally.get("reward_standard_error").unwrap_or_default();
+        let share = self.reward.add(reward);
+        self.variance = (1.0 - share).powi(2) * self.variance + (share * error).powi(2);
+        // A policy may come apart at its second step: what it earned before that counts, as far as it is sure.
         self.best = self.best.max(self.reward.value);
-        if self.reward.settled() && self.reward.value < config.min_reward_share * self.best {
+        self.sure = self.sure.max(self.reward.value - 4.0 * self.variance.sqrt());
+        let least = (config.min_reward_share * self.best).min(self.sure);
+        if self.reward.settled() && self.reward.value < least {
             return Err(stop(format!(
                 "the reward fell to {:.3} on average from {:.3}, expected at least {} of it (min_reward_share)",
                 self.reward.value, self.best, config.min_reward_share
@@ -119,16 +127,15 @@ impl Alarm {
         Ok(())
     }
 
-    fn listen(&mut self, tally: &Tally) {
-        let silent = tally.get("frac_reward_zero_std").is_some_and(|share| share >= 1.0);
-        self.silent = if silent { self.silent + 1 } else { 0 };
-        if self.silent > 0 && self.silent.is_multiple_of(SILENCE) {
-            tracing::warn!(
-                "no group of the last {} steps had a signal: all of its trajectories earned the same; look at frac_reward_zero_std, \
-                 groups_all_right and groups_all_wrong, and change questions, temperature or generations",
+    /// What should be said of a run that goes on without learning; every ten steps.
+    pub fn warning(&self) -> Option<String> {
+        (self.silent > 0 && self.silent.is_multiple_of(SILENCE)).then(|| {
+            format!(
+                "no group of the last {} steps had a signal: all of its trajectories earned the same; look at groups_all_right and \
+                 groups_all_wrong, and change questions, temperature or generations",
                 self.silent
-            );
-        }
+            )
+        })
     }
 }
 

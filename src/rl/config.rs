@@ -201,9 +201,6 @@ impl SamplerConfig {
                 "generations: sampler.worth {baseline:?} compares draws: expected at least 2, got 1"
             ));
         }
-        if self.agent.is_some() && self.network != unet1d::Config::default() {
-            return wrong("sampler: expected either an agent or a network, got both".into());
-        }
         self.reinforce.check()?;
         self.rate.check("sampler.rate", steps)
     }
@@ -307,7 +304,11 @@ impl EvolveConfig {
                 Targets::Regex(pattern.clone()).matches(&[])?;
             }
         }
-        if self.model.grpo.loss == LossType::Cispo && self.model.grpo.epsilon_high < 1.0 {
+        if !learns && self.sampler.worth == Worth::Difficulty && self.resample > 0 {
+            let text = "a pass rate gives every draw its worth, so that no question is replaced; set it to 0";
+            return wrong(format!("resample: {text}, got {}", self.resample));
+        }
+        if learns && self.model.grpo.loss == LossType::Cispo && self.model.grpo.epsilon_high < 1.0 {
             return wrong(format!(
                 "model.grpo.epsilon_high: \"cispo\" takes it as the largest weight of a token: expected at least 1, got {}",
                 self.model.grpo.epsilon_high

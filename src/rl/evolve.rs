@@ -16,7 +16,7 @@ use super::memory::MemoryPlan;
 use super::plan::{Choosing, Plan};
 use super::rates::Record;
 use super::run::{Build, Run, Saved, Snapshot};
-use super::settings::{Data, Settings, memory_plan};
+use super::settings::{Data, STAGES, Settings, memory_plan};
 use super::trainer::{Progress, Trainer};
 use super::trajectory::Task;
 use crate::data::feature_cache::FeatureCache;
@@ -38,6 +38,8 @@ pub enum Event<'a> {
     Memory(&'a str, &'a MemoryPlan),
     /// A stage begins: its name and its steps.
     Stage(&'a str, u64),
+    /// Something that is no error, and that whoever trains should know.
+    Warning(&'a str),
     /// Something slow is under way: what, done, of how many.
     Preparing(&'a str, usize, usize),
     /// A step was done.
@@ -74,17 +76,15 @@ pub type Observer<'a> = &'a mut dyn FnMut(Event) -> bool;
 const FIRST: &str = "sampler";
 /// The pass rates that were estimated, in a run's folder.
 const RATES: &str = "pass-rates.jsonl";
-/// The stages by name.
-const STAGES: [&str; 2] = ["stage 1, sampler", "stage 2, joint"];
 
 /// A whole run in `run`'s folder, from where it was left: stage 1 if `settings` have one, in the folder `sampler` below, and
 /// stage 2 with the best sampler of stage 1.
 ///
 /// # Errors
-/// As [`Settings::refuse`], [`Evolution::new`] and [`Evolution::run`].
+/// As [`Settings::check`], [`Settings::plans`], [`Evolution::new`] and [`Evolution::run`].
 pub fn evolve(mut settings: Settings, run: &Run, observe: Observer) -> Result<Report> {
-    let plans = settings.refuse()?;
-    for (name, plan) in STAGES[2 - plans.len()..].iter().zip(&plans) {
+    settings.check()?;
+    for (name, plan) in &settings.plans()? {
         observe(Event::Memory(name, plan));
     }
     if let Some(first) = settings.first_stage() {
@@ -164,7 +164,14 @@ impl Evolution {
             blind_rollouts: 0,
             seed: evolve.seed,
         };
-        let mut record = Record::open(run.folder().join(RATES), &serde_json::json!(estimation))?;
+        let path = run.folder().join(RATES);
+        if run.latest()?.is_some_and(|saved| saved.step > 0) && !path.is_file() {
+            return Err(Error::Input(format!(
+                "{}: this run was begun with pass rates that it did not keep, and others would not be the same; begin a new one",
+                path.display()
+            )));
+        }
+        let mut record = Record::open(path, &serde_json::json!(estimation))?;
         let mut progress = |done, of| observe(Event::Preparing("pass rates", done, of));
         self.trainer.rate(&estimation, &mut record, &mut progress)
     }
@@ -191,7 +198,14 @@ impl Evolution {
             let values: BTreeMap<String, f64> =
                 tally.values().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             metrics.log(step, &values)?;
-            let go_on = observe(Event::Step { step, values: &values });
+            let mut go_on = observe(Event::Step { step, values: &values });
+            if let Err(error) = self.trainer.watch(&tally) {
+                self.report(run)?;
+                return Err(told(error, run));
+            }
+            if let Some(warning) = self.trainer.progress.alarm.warning() {
+                go_on &= observe(Event::Warning(&warning));
+            }
             let mut score = None;
             if every > 0 && (step.is_multiple_of(every) || step == last) {
                 score = Some(self.evaluated(&mut metrics, observe)?);

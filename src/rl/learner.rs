@@ -82,7 +82,9 @@ impl Learner {
                     None => LoraConfig::text(*rank, *alpha),
                     Some(regex) => LoraConfig::new(*rank, *alpha, Targets::Regex(regex.clone())),
                 };
-                lora.base_model = Some(weights.dir().display().to_string());
+                // A path of this machine would mean nothing elsewhere.
+                let base = Some(weights.dir()).filter(|dir| dir.is_relative());
+                lora.base_model = base.map(|dir| dir.display().to_string());
                 Some(adapted(&mut chat, lora, config)?)
             }
         };

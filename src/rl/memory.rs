@@ -300,6 +300,8 @@ pub fn available(device: &Device) -> Option<u64> {
     if !device.is_cpu() {
         return crate::device::free_memory(device);
     }
+    // Another stage may have run in this process.
+    crate::ops::heap::release();
     free_memory(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 

@@ -11,7 +11,7 @@ use super::gallery::TOGETHER_ON_DEVICE;
 use super::learner::whole;
 use super::memory::{self, Demand, MemoryPlan, Nodes};
 use super::plan::Choosing;
-use super::tasks::{balanced, file_tasks, long_enough, world_tasks};
+use super::tasks::{balanced, enough, file_tasks, long_enough, world_tasks};
 use super::trainer;
 use super::trajectory::Task;
 use crate::checkpoint::Checkpoint;
@@ -20,6 +20,7 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::models::qwen2_5_vl::adapter;
 use crate::models::qwen2_5_vl::config::Config;
+use crate::models::sampler::Sampler;
 
 /// What a run is made of, as its `config.toml` holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,14 +93,18 @@ impl Settings {
         }
         let Evaluation { choosing, pass_rate_rollouts: rollouts, pass_rate_temperature: heat, .. } =
             self.evaluation;
-        if rollouts == 0 {
+        if self.rates() && rollouts == 0 {
             return wrong("evaluation.pass_rate_rollouts: expected at least 1, got 0".into());
         }
-        if !(heat >= 0.0 && heat.is_finite()) || (heat == 0.0 && rollouts > 1) {
+        if self.rates() && (!(heat >= 0.0 && heat.is_finite()) || (heat == 0.0 && rollouts > 1)) {
             return wrong(format!(
                 "evaluation.pass_rate_temperature: expected above 0, or 0 with pass_rate_rollouts = 1, since greedy replies to the \
                  same frames are all alike; got {heat} with {rollouts}"
             ));
+        }
+        let sampler = &self.evolve.sampler;
+        if self.models.sampler.is_none() && sampler.agent.is_some() && sampler.network != Default::default() {
+            return wrong("evolve.sampler: expected either an agent or a network, got both".into());
         }
         if matches!(choosing, Choosing::Draw | Choosing::Largest | Choosing::Spread) {
             return Ok(());
@@ -110,23 +115,46 @@ impl Settings {
         ))
     }
 
-    /// Refuses whatever can be refused without loading a model or decoding a video: settings, device, memory, targets of an
-    /// adapter, questions, videos that are missing or too short. Gives the memory plans of the stages, in their order.
+    /// Whether a stage needs to know how hard questions are.
+    fn rates(&self) -> bool {
+        let first = self.pretrain.as_ref().is_some_and(|first| first.worth == Worth::Difficulty);
+        first || (self.evolve.sampler.learn && self.evolve.sampler.worth == Worth::Difficulty)
+    }
+
+    /// Refuses whatever can be refused without the models and without decoding a video: settings, device, question files,
+    /// videos that are missing or too short. `progress` hears (done, of) of the questions whose videos were opened.
+    ///
+    /// # Errors
+    /// Names the setting or the file, what was expected and what came; [`Error::Interrupted`] when `progress` says so.
+    pub fn refuse(&self, progress: &mut dyn FnMut(usize, usize) -> bool) -> Result<()> {
+        self.check()?;
+        self.placement()?;
+        let fps = if let Data::Files { fps, .. } = self.data { fps } else { 1.0 };
+        self.questions(&mut |video| Footage::open(video, fps), progress)?;
+        Ok(())
+    }
+
+    /// The memory plans of the stages, by name and in their order. Refuses what the models' folders tell without being
+    /// loaded: too little memory, adapter targets that mean nothing, a file that is no sampler.
     ///
     /// # Errors
     /// Names the setting or the file, what was expected and what came.
-    pub fn refuse(&self) -> Result<Vec<MemoryPlan>> {
-        self.check()?;
-        let placement = self.placement()?;
+    pub fn plans(&self) -> Result<Vec<(&'static str, MemoryPlan)>> {
         let config = Config::load(&self.models.mllm)?;
         if let Learn::Adapters { targets: Some(pattern), .. } = &self.evolve.model.learn {
             adapter::targets_of_text(&config, pattern)?;
         }
-        let stages = self.first_stage().into_iter().chain([Self { pretrain: None, ..self.clone() }]);
-        let plans = stages.map(|stage| memory_plan(&stage, &placement)).collect::<Result<Vec<_>>>()?;
-        plans.iter().try_for_each(MemoryPlan::check)?;
-        let Data::Files { fps, .. } = &self.data else { return Ok(plans) };
-        self.questions(&mut |video| Footage::open(video, *fps), &mut |_, _| true)?;
+        if let Some(path) = &self.models.sampler {
+            self.evolve.sampler.suits(&Sampler::load(path, &Device::Cpu)?)?;
+        }
+        let whole = Self { pretrain: None, ..self.clone() };
+        let mut plans = vec![];
+        for stage in self.first_stage().into_iter().chain([whole]) {
+            let name = STAGES[usize::from(stage.evolve.model.learn != Learn::Nothing)];
+            let plan = memory_plan(&stage, &stage.placement()?)?;
+            plan.check()?;
+            plans.push((name, plan));
+        }
         Ok(plans)
     }
 
@@ -144,8 +172,8 @@ impl Settings {
             Data::World { seed, spec, videos } => {
                 let world = World::new(spec.clone(), *seed)?;
                 // Six families, and some videos have no question of one of them.
-                let enough = (wanted as u64).div_ceil(4);
-                let validation = world_tasks(&world, Split::Validation, 0..enough);
+                let videos_enough = (wanted as u64).div_ceil(4);
+                let validation = world_tasks(&world, Split::Validation, 0..videos_enough);
                 (world_tasks(&world, Split::Train, 0..*videos), validation)
             }
             Data::Files { train, validation, fps, .. } => {
@@ -164,6 +192,7 @@ impl Settings {
         if self.evaluation.every > 0 && validation.is_empty() {
             return Err(no_validation());
         }
+        enough(&train, self.evolve.questions)?;
         Ok((train, validation))
     }
 
@@ -208,6 +237,9 @@ impl Settings {
         Some(first)
     }
 }
+
+/// The stages by name: the sampler alone, and with the language model.
+pub(super) const STAGES: [&str; 2] = ["stage 1, sampler", "stage 2, joint"];
 
 fn no_validation() -> Error {
     let text = "evaluation: expected validation questions, got none; name a file or set evaluation.every = 0";
@@ -342,9 +374,10 @@ pub fn demand(settings: &Settings, config: &Config, (nodes, dtype): (Nodes, DTyp
     let tokens = run.micro_batch_tokens.max(whole);
     // A frozen model has no update.
     let learns = usize::from(run.model.learn != Learn::Nothing);
-    let parts = (trajectories.saturating_mul(whole) / tokens).clamp(1, run.micro_batches_at_once);
+    let parts = trajectories.saturating_mul(whole).div_ceil(tokens).clamp(1, run.micro_batches_at_once);
+    // Of the parts side by side, and their sum where there are more.
     let gradients = if trajectories.saturating_mul(whole) <= tokens { 1 } else { parts + 1 };
-    let tokens = tokens * run.micro_batches_at_once * learns;
+    let tokens = tokens * parts * learns;
     Demand {
         learn,
         reference: everything && run.model.grpo.beta != 0.0,

@@ -95,6 +95,20 @@ fn task(sample: Sample, fps: f64, footage: Arc<Footage>) -> Task {
     }
 }
 
+/// Refuses a step of more questions than there are.
+///
+/// # Errors
+/// Both numbers.
+pub fn enough(tasks: &[Task], questions: usize) -> Result<()> {
+    if questions <= tasks.len() {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "config: questions: expected at most the {} questions of the training set in a step, got {questions}",
+        tasks.len()
+    )))
+}
+
 /// Refuses videos with fewer candidates than key frames or previews, before anything is asked about any of them.
 ///
 /// # Errors

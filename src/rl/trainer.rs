@@ -20,6 +20,7 @@ use super::rates::Record;
 use super::reward::{Outcome, Reward};
 use super::rollout::timed;
 use super::tally::Tally;
+use super::tasks::enough;
 use super::trajectory::{Task, Trajectory};
 use super::update::{Weighed, log_probs_of, model_gradients, sampler_gradients};
 use crate::error::{Error, Result};
@@ -69,13 +70,7 @@ impl Trainer {
         if tasks.is_empty() {
             return Err(Error::Input("training: expected questions, got none".to_owned()));
         }
-        if config.questions > tasks.len() {
-            return Err(Error::Input(format!(
-                "config: questions: expected at most the {} questions of the training set in a step, got {}",
-                tasks.len(),
-                config.questions
-            )));
-        }
+        enough(&tasks, config.questions)?;
         Ok(Self {
             config,
             learner,
@@ -107,7 +102,7 @@ impl Trainer {
     ///
     /// # Errors
     /// A question without a pass rate where the advantage needs one; frames that cannot be decoded; a loss or gradient that is
-    /// not finite, before anything was changed by it; what [`super::alarm`] stops.
+    /// not finite, before anything was changed by it.
     pub fn step(&mut self) -> Result<Tally> {
         self.rated()?;
         let (start, mut tally) = (Instant::now(), Tally::default());
@@ -124,8 +119,15 @@ impl Trainer {
         self.progress.step += 1;
         tally.time("step_time", start);
         tally.rate("tokens_per_second", "num_tokens", "step_time");
-        self.progress.alarm.look(&tally, &self.config.alarm)?;
         Ok(tally)
+    }
+
+    /// Looks at what [`Self::step`] returned; to be called after it, and after it was written down.
+    ///
+    /// # Errors
+    /// What [`super::alarm`] stops.
+    pub fn watch(&mut self, tally: &Tally) -> Result<()> {
+        self.progress.alarm.look(tally, &self.config.alarm)
     }
 
     /// GRPO, as many updates as the settings say. Entropy, ratio and the like are those of the trajectories that move the model.
@@ -197,11 +199,11 @@ impl Trainer {
         let mut groups: Vec<Group> = vec![];
         let wanted = self.config.questions;
         for round in 0..=self.config.resample {
-            let tasks = self.next_tasks(wanted - groups.len());
+            let known = groups.iter().map(|group| group.task.clone()).collect();
+            let tasks = self.next_tasks(wanted - groups.len(), known);
             let scored = self.scored(&tasks, tally)?;
             self.report(&scored, tally)?;
-            // A pass rate gives a draw its worth even where all trajectories earn the same.
-            let last = round == self.config.resample || self.config.sampler.worth == Worth::Difficulty;
+            let last = round == self.config.resample;
             groups.extend(scored.into_iter().filter(|group| {
                 let rewards: Vec<Option<f32>> = group.rewards.iter().map(|r| Some(r.total)).collect();
                 last || has_signal(&rewards)
@@ -213,8 +215,8 @@ impl Trainer {
         Ok(groups)
     }
 
-    /// The next questions, each once; every pass over the training set is in an order of its own.
-    fn next_tasks(&mut self, count: usize) -> Vec<Arc<Task>> {
+    /// The next questions, each once and none that is `known`, as long as there are others; every pass over the training set is in an order of its own.
+    fn next_tasks(&mut self, count: usize, known: Vec<Arc<Task>>) -> Vec<Arc<Task>> {
         let total = self.tasks.len() as u64;
         let mut picked: Vec<Arc<Task>> = Vec::with_capacity(count);
         let mut order: Option<(u64, Vec<usize>)> = None;
@@ -229,7 +231,9 @@ impl Trainer {
             if let Some((_, order)) = &order {
                 let task = &self.tasks[order[place as usize]];
                 // The end of a pass and the begin of the next may hold the same.
-                if !picked.iter().any(|known| Arc::ptr_eq(known, task)) {
+                let taken = |of: &[Arc<Task>]| of.iter().any(|other| Arc::ptr_eq(other, task));
+                let exhausted = known.len() + picked.len() >= self.tasks.len();
+                if !taken(&picked) && (exhausted || !taken(&known)) {
                     picked.push(task.clone());
                 }
             }
@@ -324,6 +328,13 @@ impl Trainer {
         group_std(&rewards, self.config.generations as usize)
             .into_iter()
             .for_each(|deviation| tally.mean("reward_std", deviation, 1.0));
+        let means: Vec<f64> = (groups.iter())
+            .map(|group| {
+                group.rewards.iter().map(|reward| f64::from(reward.total)).sum::<f64>()
+                    / group.rewards.len() as f64
+            })
+            .collect();
+        tally.max("reward_standard_error", standard_error(&means));
         let signal = Signal::count(&rewards, &right, self.config.generations as usize)?;
         tally.mean(
             "frac_reward_zero_std",
@@ -334,6 +345,15 @@ impl Trainer {
         tally.sum("groups_all_wrong", signal.all_wrong as f64);
         Ok(())
     }
+}
+
+/// Of the mean reward of a step, from the means of its questions; never less than few questions can tell.
+fn standard_error(means: &[f64]) -> f64 {
+    let count = means.len() as f64;
+    let mean = means.iter().sum::<f64>() / count;
+    let spread = means.iter().map(|one| (one - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    let least = if means.len() < 4 { 0.5 } else { 0.25 };
+    spread.sqrt().max(least) / count.sqrt()
 }
 
 /// What each trajectory was worth to either model.

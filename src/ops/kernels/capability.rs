@@ -91,8 +91,13 @@ pub fn toolkit() -> Option<Release> {
 /// # Errors
 /// A driver for an older CUDA than the toolkit.
 pub fn check_driver(driver: Release, toolkit: Option<Release>) -> Result<()> {
+    // 12.5 and 12.6 write the same version of PTX.
+    let same = |release: Release| match (release.major, release.minor) {
+        (12, 6) => Release { minor: 5, ..release },
+        _ => release,
+    };
     match toolkit {
-        Some(toolkit) if toolkit > driver => candle_core::bail!(
+        Some(toolkit) if same(toolkit) > same(driver) => candle_core::bail!(
             "cuda: the driver serves CUDA {driver}, this program was built with the toolkit of CUDA {toolkit}; install a \
              newer driver (580 or later for CUDA 13.0), or rebuild with a toolkit of at most {driver}"
         ),
