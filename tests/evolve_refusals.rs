@@ -62,13 +62,14 @@ fn a_run_that_cannot_fit_is_refused_before_anything_is_loaded() {
     assert!(placed("cpu", "f8", adapters()).unwrap_err().contains("expected auto, f32, bf16 or f16"));
 }
 
+fn refused(change: &dyn Fn(&mut EvolveConfig)) -> String {
+    let mut config = config();
+    change(&mut config);
+    config.check().unwrap_err().to_string()
+}
+
 #[test]
 fn contradictions_are_refused_before_the_first_step() {
-    let refused = |change: &dyn Fn(&mut EvolveConfig)| {
-        let mut config = config();
-        change(&mut config);
-        config.check().unwrap_err().to_string()
-    };
     assert!(refused(&|c| c.generations = 1).contains("group-relative advantages need at least 2"));
     assert!(refused(&|c| c.steps = 0).contains("steps: expected at least 1"));
     assert!(refused(&|c| c.plan.choosing = Choosing::TopK).contains("key frames must be drawn"));
@@ -114,7 +115,10 @@ fn contradictions_are_refused_before_the_first_step() {
     assert!(refused(&|c| c.model.learn = alpha(0.0)).contains("adapters.alpha"));
     assert!(refused(&|c| c.model.learn = adapters(0, "q_proj")).contains("rank: expected at least 1"));
     assert!(refused(&|c| c.model.learn = adapters(2, "(q_proj")).contains("no regular expression"));
+}
 
+#[test]
+fn what_cannot_learn_is_refused_before_the_first_step() {
     let mut alone = config().sampler;
     alone.reinforce.probability = Probability::Independent;
     let network = |apart: f64| {
@@ -230,8 +234,13 @@ fn what_can_be_refused_is_refused_before_a_model_is_loaded() {
         *validation = Some(folder.path().join("other.jsonl"));
     }
     assert!(refused(&settings).contains("other.jsonl:1"), "{}", refused(&settings));
+}
 
-    let mut settings = of_files(folder.path(), text);
+#[test]
+fn stage_one_is_held_to_its_own_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |settings: &Settings| settings.refuse(&mut |_, _| true).unwrap_err().to_string();
+    let mut settings = of_files(folder.path(), Learn::Everything);
     settings.pretrain = Some(Pretraining {
         generations: 1,
         worth: Worth::Reward(Baseline::LeaveOneOut),

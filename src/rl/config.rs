@@ -191,6 +191,32 @@ impl Default for SamplerConfig {
     }
 }
 
+impl ModelConfig {
+    fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::Input(format!("config: {what}")));
+        if let Learn::Adapters { rank, alpha, targets } = &self.learn {
+            if *rank == 0 {
+                return wrong("model.learn.adapters.rank: expected at least 1, got 0".into());
+            }
+            if !(alpha.is_finite() && *alpha != 0.0) {
+                return wrong(format!(
+                    "model.learn.adapters.alpha: expected a number that is not 0, got {alpha}"
+                ));
+            }
+            if let Some(pattern) = targets {
+                Targets::Regex(pattern.clone()).matches(&[])?;
+            }
+        }
+        let cap = self.grpo.epsilon_high;
+        if self.learn != Learn::Nothing && self.grpo.loss == LossType::Cispo && cap < 1.0 {
+            return wrong(format!(
+                "model.grpo.epsilon_high: \"cispo\" takes it as the largest weight of a token: expected at least 1, got {cap}"
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl SamplerConfig {
     fn check(&self, generations: u64, steps: u64) -> Result<()> {
         let wrong = |what: String| Err(Error::Input(format!("config: {what}")));
@@ -291,28 +317,10 @@ impl EvolveConfig {
         if self.model.grpo.top_entropy < 1.0 {
             return wrong("model.grpo.top_entropy: below 1 is not supported in joint training".into());
         }
-        if let Learn::Adapters { rank, alpha, targets } = &self.model.learn {
-            if *rank == 0 {
-                return wrong("model.learn.adapters.rank: expected at least 1, got 0".into());
-            }
-            if !(alpha.is_finite() && *alpha != 0.0) {
-                return wrong(format!(
-                    "model.learn.adapters.alpha: expected a number that is not 0, got {alpha}"
-                ));
-            }
-            if let Some(pattern) = targets {
-                Targets::Regex(pattern.clone()).matches(&[])?;
-            }
-        }
+        self.model.check()?;
         if !learns && self.sampler.worth == Worth::Difficulty && self.resample > 0 {
             let text = "a pass rate gives every draw its worth, so that no question is replaced; set it to 0";
             return wrong(format!("resample: {text}, got {}", self.resample));
-        }
-        if learns && self.model.grpo.loss == LossType::Cispo && self.model.grpo.epsilon_high < 1.0 {
-            return wrong(format!(
-                "model.grpo.epsilon_high: \"cispo\" takes it as the largest weight of a token: expected at least 1, got {}",
-                self.model.grpo.epsilon_high
-            ));
         }
         if learns {
             self.model.rate.check("model.rate", self.steps)?;
