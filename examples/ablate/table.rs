@@ -168,17 +168,19 @@ impl Table {
         text
     }
 
-    /// The reward of both stages together, at its start and at its end.
+    /// The reward of the last stage of training, at its start and at its end.
     fn rewards(&self, text: &mut String) {
         let learned: Vec<&Line> = self.rows.iter().filter(|row| !row.curve.is_empty()).collect();
         if learned.is_empty() {
             return;
         }
+        let shortest = learned.iter().map(|row| row.curve.len()).min().unwrap_or_default();
+        let few = FEW.min(shortest.div_ceil(3));
         let _ =
-            writeln!(text, "\n| reward | first {FEW} steps | middle | last {FEW} steps |\n|---|---|---|---|");
+            writeln!(text, "\n| reward | first {few} steps | middle | last {few} steps |\n|---|---|---|---|");
         for row in learned {
             let mean = |points: &[Point]| points.iter().map(|p| p.reward).sum::<f64>() / points.len() as f64;
-            let (curve, few) = (&row.curve, FEW.min(row.curve.len()));
+            let curve = &row.curve;
             let middle = (curve.len() - few) / 2;
             let parts = [&curve[..few], &curve[middle..middle + few], &curve[curve.len() - few..]];
             let [first, middle, last] = parts.map(mean);
@@ -186,5 +188,6 @@ impl Table {
         }
     }
 }
+
 /// Steps whose mean reward stands for a part of the curve.
 const FEW: usize = 10;
