@@ -356,6 +356,13 @@ fn alarms_hear_explosions_and_collapses_and_nothing_else() {
     assert!((40..70).contains(&at) && fell.contains("from 0.600"), "{at}: {fell}");
     let (at, grew) = steps(&|_| 0.5, &|i| if i == 30 { 2e3 } else { 1.0 }).unwrap();
     assert!(at == 30 && grew.contains("grad_norm is 2.000e3 after 1.000e0 on average"), "{at}: {grew}");
+    let mut dead = Alarm::default();
+    let at = (0..30).find(|&i| {
+        let (reward, silent) = if i == 0 { (0.495, 0.125) } else { (0.1, 1.0) };
+        let of_step = [("reward", reward), ("reward_standard_error", 0.11), ("frac_reward_zero_std", silent)];
+        dead.look(&step(&of_step), &limits).is_err()
+    });
+    assert!(at.is_some_and(|at| (9..12).contains(&at)), "{at:?}");
     let loud = Alarm::default().look(&step(&[("loss", -2e3)]), &limits).unwrap_err().to_string();
     assert!(loud.contains("the loss is -2.000e3, expected at most 1e3"), "{loud}");
     let mut silent = Alarm::default();

@@ -17,8 +17,8 @@ pub struct AlarmConfig {
     pub max_loss: f64,
     /// Largest norm of a gradient before it is clipped, in multiples of the running mean.
     pub max_grad_norm_growth: f64,
-    /// The running mean of the reward may fall to this share of its highest value, and below that by no more than four of its
-    /// standard errors; 0 lets it fall.
+    /// The running mean of the reward may fall to this share of its highest value. Below that by four standard errors, or with no
+    /// group that had a signal for ten steps, the run ends; 0 lets it fall.
     pub min_reward_share: f64,
 }
 
@@ -117,8 +117,9 @@ impl Alarm {
         // A policy may come apart at its second step: what it earned before that counts, as far as it is sure.
         self.best = self.best.max(self.reward.value);
         self.sure = self.sure.max(self.reward.value - 4.0 * self.variance.sqrt());
-        let least = (config.min_reward_share * self.best).min(self.sure);
-        if self.reward.settled() && self.reward.value < least {
+        let fallen = self.reward.settled() && self.reward.value < config.min_reward_share * self.best;
+        // A policy that earns the same whatever it draws is sure to have come apart.
+        if fallen && (self.reward.value < self.sure || self.silent >= SILENCE) {
             return Err(stop(format!(
                 "the reward fell to {:.3} on average from {:.3}, expected at least {} of it (min_reward_share)",
                 self.reward.value, self.best, config.min_reward_share
