@@ -33,7 +33,7 @@ impl<'a> Clock<'a> {
 
     /// Median milliseconds of what `f`, which is told its round, puts on the stream once it has started the clock. Work is on
     /// the stream before, so that the host is ahead of the device and what it does between launches does not count.
-    pub fn from_start(&self, mut f: impl FnMut(usize, Start) -> Result<()>) -> Result<f64> {
+    pub fn median_with_start(&self, mut f: impl FnMut(usize, Start) -> Result<()>) -> Result<f64> {
         let stream = self.device.as_cuda_device()?.cuda_stream();
         let mark = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
         let mut times = vec![];
@@ -57,7 +57,7 @@ impl<'a> Clock<'a> {
 
     /// Median milliseconds of all of `f`.
     pub fn median(&self, mut f: impl FnMut(usize) -> Result<()>) -> Result<f64> {
-        self.from_start(|round, start| {
+        self.median_with_start(|round, start| {
             start()?;
             f(round)
         })
@@ -65,7 +65,7 @@ impl<'a> Clock<'a> {
 
     /// Median milliseconds of a program's launches alone: its lists and memory are there before.
     pub fn launches(&self, program: &Program, inputs: &[&Tensor]) -> Result<f64> {
-        self.from_start(|_, start| {
+        self.median_with_start(|_, start| {
             Ok(run_tensors_from(program, inputs, Memory::Uninitialised, start).map(drop)?)
         })
     }
