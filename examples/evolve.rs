@@ -28,7 +28,7 @@ struct Args {
 
 fn main() -> std::process::ExitCode {
     let args = Args::parse();
-    cli::run(|| run(&args.training))
+    cli::run_telling("error,msjoe=warn", || run(&args.training))
 }
 
 fn run(training: &Training) -> Result<()> {

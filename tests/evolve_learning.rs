@@ -8,7 +8,6 @@ use msjoe::data::world::{Spec, Split, World};
 use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::Qwen2_5Vl;
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
-use msjoe::models::unet1d;
 use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig, Rate, SamplerConfig};
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::learner::Learner;
@@ -26,15 +25,7 @@ fn config(learns: [bool; 2], shuffle_rewards: bool) -> EvolveConfig {
         true => Learn::Adapters { rank: 8, alpha: 16.0, targets: None },
         false => Learn::Nothing,
     };
-    let network = unet1d::Config {
-        channels: vec![8, 8],
-        stem: 4,
-        groups: 2,
-        kernel: 3,
-        gain: 1.0,
-        windows: vec![0, 2],
-        apart: 0.0,
-    };
+    let network = crate::evolve::config().sampler.network;
     EvolveConfig {
         seed: 5,
         steps,

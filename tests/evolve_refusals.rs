@@ -373,4 +373,10 @@ fn alarms_hear_explosions_and_collapses_and_nothing_else() {
         })
         .collect();
     assert_eq!(warnings, [10, 20, 30]);
+    let mut rated = Alarm::default();
+    for _ in 0..10 {
+        let of_step = [("reward", 0.5), ("frac_reward_zero_std", 1.0), ("sampler/grad_norm", 0.1)];
+        rated.look(&step(&of_step), &limits).unwrap();
+    }
+    assert_eq!(rated.warning(), None, "draws that are worth something by a pass rate");
 }

@@ -237,7 +237,13 @@ fn bar(unit: &str) -> ProgressBar {
 /// Runs an example: an error goes to stderr and ends with exit code 1. Warnings come back in results; the library's log is
 /// shown when `RUST_LOG` asks for it.
 pub fn run(main: impl FnOnce() -> Result<()>) -> std::process::ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error".into());
+    run_telling("error", main)
+}
+
+/// As [`run`] for long work, whose warnings (a damaged video, fields without a meaning) come back in no result: `level` is
+/// shown unless `RUST_LOG` says otherwise.
+pub fn run_telling(level: &str, main: impl FnOnce() -> Result<()>) -> std::process::ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     match main() {
         Ok(()) => std::process::ExitCode::SUCCESS,

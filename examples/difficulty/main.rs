@@ -40,7 +40,7 @@ use serde_json::json;
 
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
-    cli::run(|| run(&arguments))
+    cli::run_telling("error,msjoe=warn", || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

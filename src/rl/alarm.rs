@@ -108,7 +108,9 @@ impl Alarm {
             }
             mean.add(norm);
         }
-        let silent = tally.get("frac_reward_zero_std").is_some_and(|share| share >= 1.0);
+        // A pass rate gives a draw its worth where all rewards are alike: then the sampler has a gradient.
+        let alike = tally.get("frac_reward_zero_std").is_some_and(|share| share >= 1.0);
+        let silent = alike && tally.get("sampler/grad_norm").is_none();
         self.silent = if silent { self.silent + 1 } else { 0 };
         let Some(reward) = tally.get("reward") else { return Ok(()) };
         let error = tally.get("reward_standard_error").unwrap_or_default();

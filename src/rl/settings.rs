@@ -172,8 +172,8 @@ impl Settings {
             Data::World { seed, spec, videos } => {
                 let world = World::new(spec.clone(), *seed)?;
                 // Six families, and some videos have no question of one of them.
-                let videos_enough = (wanted as u64).div_ceil(4);
-                let validation = world_tasks(&world, Split::Validation, 0..videos_enough);
+                let enough_videos = (wanted as u64).div_ceil(4);
+                let validation = world_tasks(&world, Split::Validation, 0..enough_videos);
                 (world_tasks(&world, Split::Train, 0..*videos), validation)
             }
             Data::Files { train, validation, fps, .. } => {
