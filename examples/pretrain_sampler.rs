@@ -9,7 +9,7 @@
 
 mod cli;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use cli::training::Training;
 use msjoe::rl::evolve::{Event, Evolution};
@@ -37,6 +37,11 @@ fn run(training: &Training) -> Result<()> {
     };
     let begun = training.begin(&stop, first)?;
     let Some((run, settings)) = begun else { return Ok(()) };
+    ensure!(
+        settings.pretrain.is_none(),
+        "{} is a run of both stages: go on with it by `evolve --resume`, which begins where it was left",
+        run.folder().display()
+    );
     let mut observe = training.observer(&stop)?;
     for (name, plan) in &settings.plans()? {
         observe(Event::Memory(name, plan));

@@ -32,7 +32,7 @@ fn tasks() -> Vec<Task> {
 
 fn estimation() -> Estimation {
     let plan = Plan { key_frames: 2, answer_tokens: 6, ..setting().1.plan };
-    Estimation { plan, rollouts: 4, blind_rollouts: 2, seed: 3 }
+    Estimation { plan, rollouts: 4, blind_rollouts: 2, seed: 3, at_once: 64 }
 }
 
 fn rate(tasks: &[Task], record: &mut Record, stop: usize) -> Result<Vec<Rated>, Error> {

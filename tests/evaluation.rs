@@ -19,7 +19,7 @@ use msjoe::models::qwen2_5_vl::processor::Size;
 use msjoe::models::sampler::Sight;
 use msjoe::models::temporal_agent::{self, TemporalAgent};
 use msjoe::models::unet1d::UNet1d;
-use msjoe::rl::evaluate::evaluate;
+use msjoe::rl::evaluate::{TOGETHER, evaluate};
 use msjoe::rl::footage::Footage;
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::plan::{Asking, Choosing, Plan, Shown};
@@ -175,7 +175,9 @@ fn batched_answers_are_those_of_the_rollout() {
             choosing,
             ..Plan::default()
         };
-        let graded = evaluate(policy, &mut Gallery::new(1 << 26), &tasks, &plan, 0, &mut |_| true).unwrap();
+        let graded =
+            evaluate(policy, &mut Gallery::new(1 << 26), &tasks, &plan, (0, TOGETHER), &mut |_| true)
+                .unwrap();
         let folder = tempfile::tempdir().unwrap();
         let columns = grid(&[name], &[source.unwrap_or(Source::Question)], &[4], 1);
         let (_, journal) = run_to(&models, &settings, work(&items, &columns), folder.path(), usize::MAX);

@@ -413,6 +413,18 @@ fn a_step_changes_what_learns_and_nothing_else() {
 }
 
 #[test]
+fn a_question_that_stands_in_for_unreadable_queries_earns_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoints(dir.path());
+    let mut config = config();
+    config.reward.peak = Peak::Deviation { threshold: -100.0 };
+    let mut trainer = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();
+    let tally = trainer.step().unwrap();
+    assert_eq!(tally.get("queries/fallback"), Some(1.0), "an untaught model writes no query");
+    assert_eq!(tally.get("rewards/info"), Some(0.0));
+}
+
+#[test]
 fn adapters_learn_over_a_frozen_base_and_are_peft_files() {
     let (dir, mut config) = setting();
     config.model.learn = Learn::Adapters { rank: 4, alpha: 8.0, targets: None };

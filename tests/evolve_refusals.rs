@@ -102,6 +102,8 @@ fn contradictions_are_refused_before_the_first_step() {
         refused(&|c| c.alarm.min_reward_share = 2.0)
             .contains("alarm.min_reward_share must be from 0 to 1, got 2")
     );
+    let replaced = |c: &mut EvolveConfig| (c.sampler.worth, c.resample) = (Worth::Difficulty, 1);
+    assert!(refused(&replaced).contains("resample: a pass rate gives every draw its worth"));
     let alone = |c: &mut EvolveConfig| (c.model.learn, c.generations) = (Learn::Nothing, 1);
     assert!(refused(&alone).contains("LeaveOneOut compares draws: expected at least 2, got 1"));
     assert!(refused(&|c| c.model.rate.max_grad_norm = 0.0).contains("model.rate.max_grad_norm"));

@@ -12,7 +12,7 @@ use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::unet1d::UNet1d;
 use msjoe::rl::config::{EvolveConfig, Rate};
 use msjoe::rl::evaluate::Summary;
-use msjoe::rl::evolve::{Event, evolve};
+use msjoe::rl::evolve::{Event, Evolution, evolve};
 use msjoe::rl::plan::Plan;
 use msjoe::rl::run::{Build, Run};
 use msjoe::rl::settings::{Data, Evaluation, Models, Pretraining, Settings};
@@ -96,6 +96,29 @@ fn train(folder: &Path, stops: &[u64]) -> BTreeMap<u64, Summary> {
         report = done.ok();
     }
     report.expect("a finished run has a report").evaluations
+}
+
+#[test]
+fn the_start_is_a_checkpoint_though_nothing_is_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        evaluation: Evaluation { every: 0, ..settings().evaluation },
+        save_every: 50,
+        pretrain: None,
+        ..settings()
+    };
+    created(folder.path(), &settings);
+    let run = Run::open(folder.path()).unwrap();
+    let mut stages = Evolution::new(settings, &mut |_| true).unwrap();
+    let mut saved_before = None;
+    let mut look = |event: Event| {
+        if let Event::Step { step: 1, .. } = event {
+            saved_before = run.latest().unwrap().map(|saved| (saved.step, saved.score));
+        }
+        false
+    };
+    stages.run(&run, &mut look).unwrap_err();
+    assert_eq!(saved_before, Some((0, None)));
 }
 
 #[test]

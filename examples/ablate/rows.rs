@@ -88,9 +88,11 @@ pub const ROWS: [Row; 15] = [
         }
     }),
     joint("shuffled", "joint, rewards dealt out at random (control)", |config| {
-        config.shuffle_rewards = config.model.learn != Learn::Nothing;
-        // A control may fall as far as it likes.
-        config.alarm.min_reward_share = 0.0;
+        if config.model.learn != Learn::Nothing {
+            config.shuffle_rewards = true;
+            // A control may fall as far as it likes.
+            config.alarm.min_reward_share = 0.0;
+        }
     }),
     joint("apart", "joint, the frames of a draw kept apart (ours)", |config| {
         config.sampler.network.apart = 1.0

@@ -33,6 +33,7 @@ pub struct Line {
     by_frames: BTreeMap<usize, Estimate>,
     /// Mean over the seeds, one point per step of the last stage.
     curve: Vec<Point>,
+    /// Of all seeds, without first stages that another row left behind.
     training_seconds: f64,
 }
 

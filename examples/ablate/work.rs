@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use msjoe::checkpoint::{Checkpoint, write_file};
-use msjoe::data::world::{Spec, Split, World};
+use msjoe::data::world::{self, Spec, Split, World};
 use msjoe::error::Error;
 use msjoe::models::clip::Clip;
 use msjoe::models::qwen2_5_vl::Qwen2_5Vl;
@@ -14,7 +14,7 @@ use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::sampler::Sampler;
 use msjoe::rl::config::EvolveConfig;
 use msjoe::rl::difficulty::{Estimation, pass_rates};
-use msjoe::rl::evaluate::evaluate;
+use msjoe::rl::evaluate::{TOGETHER, evaluate};
 use msjoe::rl::evolve::greedy;
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::learner::Learner;
@@ -50,7 +50,7 @@ pub struct Graded {
     pub by_frames: BTreeMap<usize, Grades>,
     /// One point per training step of the last stage.
     pub curve: Vec<Point>,
-    /// Seconds of training, all stages.
+    /// Seconds of training, without those of a first stage that another row left behind.
     pub seconds: f64,
 }
 
@@ -106,7 +106,8 @@ impl Work {
         let mut hash = Sha256::new();
         digest(&mllm, &mut hash)?;
         hash.update(clip.revision());
-        hash.update(format!("{world_seed} {} {}", scale.questions, scale.videos));
+        hash.update(format!("{world_seed} {} {} {}", world::VERSION, scale.questions, scale.videos));
+        hash.update(serde_json::to_string(&estimation(&scale))?);
         Ok(Self {
             test,
             train: world_tasks(&world, Split::Train, 0..scale.videos),
@@ -122,12 +123,7 @@ impl Work {
 
     /// The base model's pass rate on every training question, from uniform frames.
     pub fn estimate_pass_rates(&mut self, observe: Observe) -> Result<()> {
-        let estimation = Estimation {
-            plan: Plan { query_tokens: TURN_TOKENS, answer_tokens: TURN_TOKENS, ..Plan::default() },
-            rollouts: self.scale.pass_rate_rollouts,
-            blind_rollouts: 0,
-            seed: 0,
-        };
+        let estimation = estimation(&self.scale);
         let path =
             self.path("pass-rates", &self.scale.pass_rate_rollouts.to_string()).with_extension("jsonl");
         let mut record = Record::open(path, &serde_json::json!([self.identity, estimation]))?;
@@ -255,7 +251,7 @@ impl Work {
         let all = self.test.len();
         let mut told = |done: usize| progress.now(&format!("{label}: {done}/{all}"), done as u64);
         let plan = greedy(&plan, Choosing::Spread);
-        let graded = evaluate(policy, &mut gallery, &self.test, &plan, 0, &mut told)?;
+        let graded = evaluate(policy, &mut gallery, &self.test, &plan, (0, TOGETHER), &mut told)?;
         progress.done += all as u64;
         let recalls: Vec<f64> = graded.iter().filter_map(|one| one.evidence_recall).collect();
         Ok(Grades {
@@ -279,6 +275,17 @@ impl Work {
         hash.update(settings);
         let digest = format!("{:x}", hash.finalize());
         self.folder.join(format!("{name}-{}.json", &digest[..10]))
+    }
+}
+
+/// How the pass rates of stage 1 are estimated.
+fn estimation(scale: &Scale) -> Estimation {
+    Estimation {
+        plan: Plan { query_tokens: TURN_TOKENS, answer_tokens: TURN_TOKENS, ..Plan::default() },
+        rollouts: scale.pass_rate_rollouts,
+        blind_rollouts: 0,
+        seed: 0,
+        at_once: scale.questions_per_step * scale.generations as usize,
     }
 }
 

@@ -95,7 +95,8 @@ impl Arguments {
         let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty());
         let known = folder.is_none_or(Path::is_dir);
         ensure!(known, "--out {}: expected a file in a folder that exists", self.out.display());
-        Ok(Estimation { plan, rollouts: self.rollouts, blind_rollouts: self.blind_rollouts, seed: self.seed })
+        let Self { rollouts, blind_rollouts, seed, .. } = *self;
+        Ok(Estimation { plan, rollouts, blind_rollouts, seed, ..Estimation::default() })
     }
 
     /// Where rates are kept until all are there.

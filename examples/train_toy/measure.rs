@@ -10,7 +10,7 @@ use msjoe::models::language::{Show, Turn};
 use msjoe::models::qwen2_5_vl::chat::Qwen2_5VlChat;
 use msjoe::models::qwen2_5_vl::generate::Options;
 use msjoe::models::qwen2_5_vl::sampling::Sampling;
-use msjoe::rl::evaluate::{evaluate, summary};
+use msjoe::rl::evaluate::{TOGETHER, evaluate, summary};
 use msjoe::rl::gallery::Gallery;
 use msjoe::rl::plan::{Choosing, Plan};
 use msjoe::rl::rollout::Policy;
@@ -31,7 +31,8 @@ pub fn measure(dir: &Path, worlds: &Worlds) -> Result<String> {
     let policy = Policy { chat: &chat, clip: None, sampler: None };
     for (name, choosing) in [("evidence", Choosing::Evidence), ("uniform", Choosing::Uniform)] {
         let plan = Plan { choosing, temperature: 0.0, answer_tokens: 48, ..Plan::default() };
-        let graded = evaluate(policy, &mut Gallery::new(1 << 28), &tasks, &plan, 0, &mut |_| true)?;
+        let graded =
+            evaluate(policy, &mut Gallery::new(1 << 28), &tasks, &plan, (0, TOGETHER), &mut |_| true)?;
         let summary = summary(&graded);
         let families = summary.families.iter().map(|(name, share)| format!("{name} {share:.2}"));
         let families: Vec<String> = families.collect();

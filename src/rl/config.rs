@@ -280,6 +280,11 @@ impl Rate {
 }
 
 impl EvolveConfig {
+    /// Trajectories of a step.
+    pub fn trajectories(&self) -> usize {
+        self.questions.saturating_mul(self.generations as usize)
+    }
+
     /// Refuses what cannot be run or contradicts itself.
     ///
     /// # Errors
@@ -318,7 +323,8 @@ impl EvolveConfig {
             return wrong("model.grpo.top_entropy: below 1 is not supported in joint training".into());
         }
         self.model.check()?;
-        if !learns && self.sampler.worth == Worth::Difficulty && self.resample > 0 {
+        if self.sampler.learn && self.sampler.worth == Worth::Difficulty && self.resample > 0 {
+            // Of hard questions mostly the failed draws would go, and the mean that is expected to be 0 with them.
             let text = "a pass rate gives every draw its worth, so that no question is replaced; set it to 0";
             return wrong(format!("resample: {text}, got {}", self.resample));
         }

@@ -17,8 +17,6 @@ use super::rollout::{Policy, rollout};
 use super::trajectory::Task;
 use crate::error::{Error, Result};
 
-/// Questions that go through the model together.
-const TOGETHER: usize = 16;
 /// Bytes of frame features kept between questions.
 const GALLERY: usize = 1 << 28;
 
@@ -34,11 +32,14 @@ pub struct Estimation {
     pub blind_rollouts: u64,
     /// Seed of the run.
     pub seed: u64,
+    /// Rollouts that are in memory together, at least those of one question. No result depends on it.
+    #[serde(skip)]
+    pub at_once: usize,
 }
 
 impl Default for Estimation {
     fn default() -> Self {
-        Self { plan: Plan::default(), rollouts: 8, blind_rollouts: 8, seed: 0 }
+        Self { plan: Plan::default(), rollouts: 8, blind_rollouts: 8, seed: 0, at_once: 128 }
     }
 }
 
@@ -156,13 +157,14 @@ pub fn estimate(
     record: &mut Record,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Vec<Rated>> {
-    let Estimation { plan, rollouts, blind_rollouts, seed } = estimation;
+    let Estimation { plan, rollouts, blind_rollouts, seed, at_once } = estimation;
+    let together = at_once / (*rollouts.max(blind_rollouts)).max(1) as usize;
     let even = Plan { choosing: Choosing::Uniform, ..plan.clone() };
     let nothing = Plan { choosing: Choosing::Nothing, ..plan.clone() };
     let mut gallery = Gallery::new(GALLERY);
     let open: Vec<Task> = tasks.iter().filter(|task| record.get(task).is_none()).cloned().collect();
     let mut done = tasks.len() - open.len();
-    for chunk in open.chunks(TOGETHER) {
+    for chunk in open.chunks(together.max(1)) {
         if !progress(done, tasks.len()) {
             return Err(Error::Interrupted);
         }

@@ -9,10 +9,9 @@ use super::plan::Plan;
 use super::rollout::{Policy, rollout};
 use super::trajectory::Task;
 use crate::error::{Error, Result};
-use crate::text::Form;
 
-/// Questions that go through the models together.
-const TOGETHER: usize = 48;
+/// Most questions that go through the models together.
+pub const TOGETHER: usize = 48;
 
 /// What became of one question.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,7 +30,7 @@ pub struct Graded {
     pub evidence_recall: Option<f64>,
 }
 
-/// Grades every task. `progress` is called with the number of tasks done; `false` stops with [`Error::Interrupted`].
+/// Grades every task, `together` of them at once; no result depends on that. `progress` is called with the number of tasks done; `false` stops with [`Error::Interrupted`].
 ///
 /// # Errors
 /// As [`rollout`].
@@ -40,11 +39,11 @@ pub fn evaluate(
     gallery: &mut Gallery,
     tasks: &[Task],
     plan: &Plan,
-    seed: u64,
+    (seed, together): (u64, usize),
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Vec<Graded>> {
     let mut graded = Vec::with_capacity(tasks.len());
-    for tasks in tasks.chunks(TOGETHER) {
+    for tasks in tasks.chunks(together.max(1)) {
         let groups = rollout(policy, gallery, tasks, plan, 1, seed)?;
         for (task, trajectory) in tasks.iter().zip(groups.iter().flatten()) {
             graded.push(Graded {
@@ -52,8 +51,7 @@ pub fn evaluate(
                 family: task.family.to_string(),
                 right: trajectory.right,
                 well_formed: trajectory.well_formed(),
-                fallback: trajectory.queries.as_ref().is_some_and(|q| q.form == Form::Fallback)
-                    && trajectory.asked.is_some(),
+                fallback: trajectory.fell_back(),
                 evidence_recall: trajectory.evidence_recall(&task.evidence),
             });
         }

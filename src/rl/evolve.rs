@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::Worth;
 use super::difficulty::Estimation;
-use super::evaluate::{Summary, evaluate, summary};
+use super::evaluate::{Summary, TOGETHER, evaluate, summary};
 use super::footage::Footage;
 use super::gallery::Gallery;
 use super::learner::{Learner, read_folder};
@@ -163,6 +163,7 @@ impl Evolution {
             rollouts: evaluation.pass_rate_rollouts,
             blind_rollouts: 0,
             seed: evolve.seed,
+            at_once: evolve.trajectories(),
         };
         let path = run.folder().join(RATES);
         if run.latest()?.is_some_and(|saved| saved.step > 0) && !path.is_file() {
@@ -186,10 +187,10 @@ impl Evolution {
         self.rate(run, observe)?;
         let mut metrics = self.resume(run)?;
         let every = self.settings.evaluation.every;
-        if every > 0 && self.trainer.progress.step == 0 && self.evaluations.is_empty() {
-            // What training starts from may stay the best there is.
-            let score = self.evaluated(&mut metrics, observe)?;
-            run.save(0, &self.snapshot()?, Some(score))?;
+        if run.latest()?.is_none() {
+            // What training starts from may stay the best there is, and is the last good one until there is another.
+            let score = if every > 0 { Some(self.evaluated(&mut metrics, observe)?) } else { None };
+            run.save(0, &self.snapshot()?, score)?;
         }
         let last = self.settings.evolve.steps;
         while self.trainer.progress.step < last {
@@ -288,7 +289,10 @@ impl Evolution {
     pub fn evaluate(&self, plan: &Plan, tasks: &[Task]) -> Result<Summary> {
         let policy = self.trainer.learner.policy();
         let mut gallery = Gallery::new(GALLERY);
-        let graded = evaluate(policy, &mut gallery, tasks, plan, self.settings.evolve.seed, &mut |_| true)?;
+        // No more at once than the memory plan counts for a step.
+        let evolve = &self.settings.evolve;
+        let of = (evolve.seed, TOGETHER.min(evolve.trajectories()));
+        let graded = evaluate(policy, &mut gallery, tasks, plan, of, &mut |_| true)?;
         Ok(summary(&graded))
     }
 }

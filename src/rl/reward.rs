@@ -117,7 +117,7 @@ pub struct Outcome<'a> {
     pub right: bool,
     /// Both turns had the asked form.
     pub well_formed: bool,
-    /// One row of similarities to all candidate frames per query.
+    /// One row of similarities to all candidate frames per query that the model wrote.
     pub similarity: &'a [Vec<f32>],
 }
 

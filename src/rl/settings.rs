@@ -366,7 +366,7 @@ pub fn demand(settings: &Settings, config: &Config, (nodes, dtype): (Nodes, DTyp
         Learn::Everything => memory::Learn::Text,
         Learn::Adapters { rank, .. } => memory::Learn::Adapter(rank * maps * config.text.num_hidden_layers),
     };
-    let trajectories = run.questions * run.generations as usize;
+    let trajectories = run.trajectories();
     let text = 256;
     let longest = (plan.key_frame_tokens + text).min(config.text.max_position_embeddings);
     let new_tokens = plan.query_tokens.max(plan.answer_tokens);

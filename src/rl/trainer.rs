@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::advantage::{Signal, baselined, difficulty_aware, group_relative, group_std, has_signal};
 use super::alarm::Alarm;
-use super::config::{EvolveConfig, Worth};
+use super::config::{EvolveConfig, Learn, Worth};
 use super::difficulty::{Estimation, pass_rates};
 use super::gallery::Gallery;
 use super::learner::Learner;
@@ -24,7 +24,6 @@ use super::tasks::enough;
 use super::trajectory::{Task, Trajectory};
 use super::update::{Weighed, log_probs_of, model_gradients, sampler_gradients};
 use crate::error::{Error, Result};
-use crate::text::Form;
 
 /// Bytes of frame features kept between steps.
 pub(super) const GALLERY: usize = 1 << 30;
@@ -224,8 +223,7 @@ impl Trainer {
             let (pass, place) = (self.progress.taken / total, self.progress.taken % total);
             if order.as_ref().is_none_or(|(of, _)| *of != pass) {
                 let mut shuffled: Vec<usize> = (0..self.tasks.len()).collect();
-                shuffled
-                    .shuffle(&mut StdRng::seed_from_u64(self.config.seed ^ pass.wrapping_mul(0x9E37_79B9)));
+                shuffled.shuffle(&mut StdRng::seed_from_u64(self.seed() ^ pass.wrapping_mul(0x9E37_79B9)));
                 order = Some((pass, shuffled));
             }
             if let Some((_, order)) = &order {
@@ -242,9 +240,18 @@ impl Trainer {
         picked
     }
 
+    /// Of the questions' order and of all draws. A stage in which the model learns has its own: it may begin with a sampler that
+    /// has learned from the draws of this seed, and REINFORCE needs draws that the weights do not know.
+    fn seed(&self) -> u64 {
+        match self.config.model.learn {
+            Learn::Nothing => self.config.seed,
+            _ => self.config.seed ^ 0x6A6F_696E_7400_0000,
+        }
+    }
+
     fn scored(&mut self, tasks: &[Arc<Task>], tally: &mut Tally) -> Result<Vec<Group>> {
         // `taken` also tells the rounds of a step apart.
-        let seed = self.config.seed.wrapping_mul(0x0100_0000_01B3) ^ self.progress.taken;
+        let seed = self.seed().wrapping_mul(0x0100_0000_01B3) ^ self.progress.taken;
         let plain: Vec<Task> = tasks.iter().map(|task| Task::clone(task)).collect();
         let policy = self.learner.policy();
         let (plan, generations) = (&self.config.plan, self.config.generations);
@@ -271,8 +278,10 @@ impl Trainer {
 
     fn reward(&self, trajectory: &Trajectory) -> Result<Reward> {
         let similarity: Vec<Vec<f32>> = match &trajectory.sight {
-            Some(sight) => sight.similarity.to_dtype(candle_core::DType::F32)?.to_vec2()?,
-            None => vec![],
+            Some(sight) if !trajectory.fell_back() => {
+                sight.similarity.to_dtype(candle_core::DType::F32)?.to_vec2()?
+            }
+            _ => vec![],
         };
         let outcome = Outcome {
             right: trajectory.right,
@@ -317,7 +326,7 @@ impl Trainer {
                 tally.mean("completions/clipped_ratio", f64::from(u8::from(cut)), 1.0);
                 if let Some(queries) = &trajectory.queries {
                     tally.mean("queries/count", queries.queries.len() as f64, 1.0);
-                    let fallback = f64::from(u8::from(queries.form == Form::Fallback));
+                    let fallback = f64::from(u8::from(trajectory.fell_back()));
                     tally.mean("queries/fallback", fallback, 1.0);
                 }
                 if let Some(recall) = trajectory.evidence_recall(&group.task.evidence) {

@@ -73,6 +73,11 @@ impl Trajectory {
         asked && self.answer.well_formed
     }
 
+    /// Whether the question had to stand in for queries that the model was asked for and that could not be read.
+    pub fn fell_back(&self) -> bool {
+        self.asked.is_some() && self.queries.as_ref().is_some_and(|q| q.form == Form::Fallback)
+    }
+
     /// Share of the evidence ranges that hold a key frame; `None` without evidence.
     pub fn evidence_recall(&self, evidence: &[Range<usize>]) -> Option<f64> {
         let hit = |range: &&Range<usize>| self.selection.frames.iter().any(|frame| range.contains(frame));
