@@ -144,26 +144,34 @@ __device__ __forceinline__ void run(const typename P::T* q, const unsigned long 
     merge<P>(work, reinterpret_cast<float*>(bytes), in, items[item * 4 + 3], partial, partial_lse, scale);
 }
 
-// One warp per query and head.
+// One block of 128 threads per query and head, a thread for each column (the width is at most 128). Of 32 parts at a
+// time each lane holds the slot and the weight of one and hands them round its warp: a column's loads then wait for
+// these alone, not for one another.
 template <typename T>
 __device__ __forceinline__ void run_combine(const float* partial, const float* partial_lse, const int* slot_starts,
-                                            const int* slots, T* out, int queries, int heads, int width) {
-    const std::size_t row = std::size_t(blockIdx.x) * 4 + threadIdx.x / 32;
-    if (row >= std::size_t(queries) * heads) return;
-    const int query = int(row / heads), head = int(row % heads), lane = threadIdx.x % 32;
+                                            const int* slots, T* out, int heads, int width) {
+    const int query = int(blockIdx.x) / heads, head = int(blockIdx.x) % heads, lane = threadIdx.x % 32;
     const int begin = slot_starts[query], end = slot_starts[query + 1] - PLANTED(8, 1, 0);
-    float top = minus_infinity, total = 0;
-    for (int i = begin; i < end; ++i) top = fmaxf(top, partial_lse[std::size_t(slots[i]) * heads + head]);
-    for (int i = begin; i < end; ++i) {
-        total += weight_of(partial_lse[std::size_t(slots[i]) * heads + head], top);
-    }
-    for (int column = lane; column < width; column += 32) {
-        float sum = 0;
-        for (int i = begin; i < end; ++i) {
-            const std::size_t at = std::size_t(slots[i]) * heads + head;
-            sum += weight_of(partial_lse[at], top) * partial[at * width + column];
+    // Threads beyond the width read a column of others and write nothing: all lanes must take part in the shuffles.
+    const int column = min(int(threadIdx.x), width - 1);
+    const auto at = [&](int slot) { return std::size_t(slot) * heads + head; };
+    float top = minus_infinity, total = 0, sum = 0;
+    for (int i = begin + lane; i < end; i += 32) top = fmaxf(top, partial_lse[at(slots[i])]);
+    top = max_over_warp(top);
+    for (int first = begin; first < end; first += 32) {
+        const int slot = slots[min(first + lane, end - 1)];
+        const float weight = first + lane < end ? weight_of(partial_lse[at(slot)], top) : 0;
+        // Up to a whole number of eight: the last slot again, with weight 0.
+        const int count = (min(32, end - first) + 7) / 8 * 8;
+#pragma unroll 8
+        for (int i = 0; i < count; ++i) {
+            const float share = __shfl_sync(all_lanes, weight, i);
+            total += share;
+            sum += share * partial[at(__shfl_sync(all_lanes, slot, i)) * width + column];
         }
-        assign(out[row * width + column], total > 0 ? sum / total : 0);
+    }
+    if (int(threadIdx.x) < width) {
+        assign(out[std::size_t(blockIdx.x) * width + column], total > 0 ? sum / total : 0);
     }
 }
 
@@ -182,8 +190,8 @@ __device__ __forceinline__ void run_combine(const float* partial, const float* p
 #define COMBINE_KERNEL(name, T)                                                                                  \
     extern "C" __global__ void __launch_bounds__(128)                                                            \
         name(const float* partial, const float* partial_lse, const int* slot_starts, const int* slots, T* out,   \
-             int queries, int heads, int width) {                                                                \
-        attention_decode::run_combine<T>(partial, partial_lse, slot_starts, slots, out, queries, heads, width);  \
+             int heads, int width) {                                                                             \
+        attention_decode::run_combine<T>(partial, partial_lse, slot_starts, slots, out, heads, width);           \
     }                                                                                                            \
     ENTRY(name, 128, 0)
 

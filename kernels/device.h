@@ -247,4 +247,10 @@ __device__ __forceinline__ float sum_over_warp(float x) {
     return x;
 }
 
+// The largest of the lanes of a warp, in all of them.
+__device__ __forceinline__ float max_over_warp(float x) {
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(all_lanes, x, step));
+    return x;
+}
+
 }  // namespace device

@@ -51,8 +51,9 @@ torch.manual_seed(0)
 times = []
 
 
-# Written before a timed run, as examples/gpu_check/clock.rs does: the host is ahead of the card, and nothing is left in its cache.
-filler = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
+# Read before a timed run, as examples/gpu_check/clock.rs does: the host is ahead of the card, and nothing of use, nor anything
+# that must be written back, is left in its cache.
+filler = torch.zeros(65_536, 1_024, device="cuda")
 
 
 def median(f):
@@ -61,7 +62,7 @@ def median(f):
     for i in range(WARM + args.rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         for _ in range(32):
-            filler.zero_()
+            filler.sum(1)
         start.record()
         f(i)
         end.record()
@@ -88,6 +89,12 @@ def normal(*shape, dtype=torch.bfloat16):
     return torch.randn(*shape, device="cuda", dtype=dtype)
 
 
+def taken(backend, heads, x):
+    """Keys or values as a backend takes them: "efficient" has no grouped heads, so each head is repeated for its group, outside
+    the timer; its backward then lacks the sum over a group."""
+    return x.repeat_interleave(heads // x.shape[1], 1) if backend == "efficient" else x
+
+
 def attention():
     for name, lengths, causal, heads, kv_heads, width in ATTENTION:
         count, length = len(lengths), lengths[0]
@@ -95,14 +102,16 @@ def attention():
         q, grad = (normal(count, heads, length, width, dtype=dtype) for _ in range(2))
         k, v = (normal(count, kv_heads, length, width, dtype=dtype) for _ in range(2))
         for backend, kind in BACKENDS.items():
-            def forward(_, q=q, k=k, v=v):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != kv_heads)
+            own = [taken(backend, heads, x) for x in (k, v)]
+
+            def forward(_, q=q, k=own[0], v=own[1]):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != k.shape[1])
 
             with sdpa_kernel(kind):
                 with torch.no_grad():
                     attempt(f"attention forward, {name}", backend, forward)
                 try:
-                    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+                    leaves = [x.detach().requires_grad_() for x in (q, *own)]
                     out = forward(0, *leaves)
                 except RuntimeError:
                     continue
@@ -123,8 +132,10 @@ def decoding():
         layers = [(normal(sequences, 4, keys, 128), normal(sequences, 4, keys, 128)) for _ in range(8)]
         q = normal(sequences, 28, 1, 128)
         for backend, kind in BACKENDS.items():
+            own = [[taken(backend, 28, x) for x in pair] for pair in layers]
+            grouped = backend != "efficient"
             with sdpa_kernel(kind), torch.no_grad():
-                attempt(name, backend, lambda i: F.scaled_dot_product_attention(q, *layers[i % 8], enable_gqa=True))
+                attempt(name, backend, lambda i: F.scaled_dot_product_attention(q, *own[i % 8], enable_gqa=grouped))
 
 
 def layer():

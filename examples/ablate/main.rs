@@ -20,7 +20,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use msjoe::checkpoint::write_file;
-use rows::{FULL, JOINT, QUICK, ROWS, Row, Training};
+use rows::{CONTROL, FULL, JOINT, QUICK, ROWS, Row, Scale, Training};
 use table::K;
 use work::{Graded, Work};
 
@@ -42,7 +42,7 @@ struct Args {
     /// Only these rows.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Seeds per row that learns.
+    /// Seeds per row that learns: 3, of the control 8.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
     /// Held-out questions, at least 8.
@@ -65,6 +65,7 @@ fn run(args: &Args) -> Result<()> {
     msjoe::ops::heap::keep_freed_memory();
     let mut scale = if args.quick { QUICK } else { FULL };
     scale.seeds = args.seeds.unwrap_or(scale.seeds);
+    scale.control_seeds = args.seeds.unwrap_or(scale.control_seeds);
     scale.questions = args.questions.map_or(scale.questions, |count| count as usize);
     scale.joint_steps = args.steps.unwrap_or(scale.joint_steps);
     if let Some(name) = args.rows.iter().find(|name| ROWS.iter().all(|row| row.name != **name)) {
@@ -90,7 +91,7 @@ fn run(args: &Args) -> Result<()> {
 fn train_and_grade(work: &mut Work, rows: &[&'static Row]) -> Result<Vec<(&'static Row, Vec<Graded>)>> {
     let stop = cli::Stop::on_ctrl_c()?;
     let jobs: Vec<(&'static Row, u64)> =
-        rows.iter().flat_map(|row| seeds(row, work.scale.seeds).map(|s| (*row, s))).collect();
+        rows.iter().flat_map(|row| seeds(row, &work.scale).map(|s| (*row, s))).collect();
     let mut missing = 0;
     for (row, seed) in &jobs {
         let frames = counts(row);
@@ -144,11 +145,13 @@ fn train_and_grade(work: &mut Work, rows: &[&'static Row]) -> Result<Vec<(&'stat
     Ok(done)
 }
 
-/// Rows without any chance in them are graded once.
-fn seeds(row: &Row, count: u64) -> std::ops::RangeInclusive<u64> {
-    match row.training {
-        Training::None => 1..=1,
-        _ => 1..=count,
+/// Rows without any chance in them are graded once. Rewards that say nothing move the model somewhere, each time elsewhere: the
+/// control needs more seeds than what it is a control of.
+fn seeds(row: &Row, scale: &Scale) -> std::ops::RangeInclusive<u64> {
+    match (row.training, row.name) {
+        (Training::None, _) => 1..=1,
+        (_, CONTROL) => 1..=scale.control_seeds,
+        _ => 1..=scale.seeds,
     }
 }
 

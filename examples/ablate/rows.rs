@@ -47,6 +47,8 @@ const fn joint(name: &'static str, title: &'static str, change: fn(&mut EvolveCo
 
 /// The row that every other one is compared with.
 pub const JOINT: &str = "joint";
+/// The row whose rewards say nothing.
+pub const CONTROL: &str = "shuffled";
 
 pub const ROWS: [Row; 15] = [
     row("blind", "no frame at all", Training::None, Asking::Question, Choosing::Nothing),
@@ -87,7 +89,7 @@ pub const ROWS: [Row; 15] = [
             config.sampler.worth = Worth::Reward(Baseline::None);
         }
     }),
-    joint("shuffled", "joint, rewards dealt out at random (control)", |config| {
+    joint(CONTROL, "joint, rewards dealt out at random (control)", |config| {
         if config.model.learn != Learn::Nothing {
             config.shuffle_rewards = true;
             // A control may fall as far as it likes.
@@ -111,6 +113,8 @@ pub const ROWS: [Row; 15] = [
 pub struct Scale {
     pub questions: usize,
     pub seeds: u64,
+    /// Of the row [`CONTROL`].
+    pub control_seeds: u64,
     /// Training videos, each with up to six questions.
     pub videos: u64,
     /// Rollouts of the base model per training question, for its pass rate.
@@ -124,6 +128,7 @@ pub struct Scale {
 pub const FULL: Scale = Scale {
     questions: 1002,
     seeds: 3,
+    control_seeds: 8,
     videos: 200,
     pass_rate_rollouts: 4,
     sampler_steps: 60,
@@ -135,6 +140,7 @@ pub const FULL: Scale = Scale {
 pub const QUICK: Scale = Scale {
     questions: 96,
     seeds: 1,
+    control_seeds: 1,
     videos: 20,
     pass_rate_rollouts: 4,
     sampler_steps: 8,

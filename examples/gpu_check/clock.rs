@@ -1,9 +1,6 @@
 //! Times by events on the stream: the median of warm runs.
 
-use std::cell::RefCell;
-
 use anyhow::{Context, Result};
-use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
 use candle_core::{DType, Device, Error, Tensor};
 use msjoe::ops::cuda::{Memory, run_tensors_from};
@@ -13,8 +10,9 @@ use crate::report::Ceilings;
 
 /// Runs that are not timed.
 const WARM: usize = 2;
-/// What is written before a timed run: 8 GiB in all, milliseconds for any card, and more than its cache at once.
-const FILLER: (usize, usize) = (1 << 28, 32);
+/// Values (f32) that are read before a timed run, and how often: 8 GiB in all, milliseconds for any card, and more than its
+/// cache at once. What was written instead would leave the cache within the run, at its cost.
+const FILLER: ((usize, usize), usize) = ((65_536, 1_024), 32);
 
 /// Starts the clock.
 pub type Start<'a> = &'a mut dyn FnMut() -> candle_core::Result<()>;
@@ -22,13 +20,12 @@ pub type Start<'a> = &'a mut dyn FnMut() -> candle_core::Result<()>;
 pub struct Clock<'a> {
     pub device: &'a Device,
     rounds: usize,
-    filler: RefCell<CudaSlice<u8>>,
+    filler: Tensor,
 }
 
 impl<'a> Clock<'a> {
     pub fn new(device: &'a Device, rounds: usize) -> Result<Self> {
-        let filler = device.as_cuda_device()?.cuda_stream().alloc_zeros(FILLER.0)?;
-        Ok(Self { device, rounds, filler: RefCell::new(filler) })
+        Ok(Self { device, rounds, filler: Tensor::zeros(FILLER.0, DType::F32, device)? })
     }
 
     /// Median milliseconds of what `f`, which is told its round, puts on the stream once it has started the clock. Work is on
@@ -41,7 +38,7 @@ impl<'a> Clock<'a> {
             let mut start = None;
             f(round, &mut || {
                 for _ in 0..FILLER.1 {
-                    stream.memset_zeros(&mut *self.filler.borrow_mut()).map_err(Error::wrap)?;
+                    self.filler.sum(1)?;
                 }
                 start = Some(mark().map_err(Error::wrap)?);
                 Ok(())

@@ -26,8 +26,9 @@ pub fn check(device: &Device, seed: u64, report: &mut Report) -> Result<()> {
                 case.kernels(device, width, dtype, &mut source, report)?;
             }
         }
-        // Through the public operation and its graph, heads padded.
-        case.operation(device, 32, &mut source, report)?;
+        // Through the public operation and its graph, with heads that are padded and with a width that has kernels.
+        case.operation(device, 32, DType::F32, &mut source, report)?;
+        case.operation(device, 128, DType::BF16, &mut source, report)?;
     }
     for dtype in DTYPES {
         for width in WIDTHS {
@@ -126,15 +127,19 @@ impl Case {
         &self,
         device: &Device,
         width: usize,
+        dtype: DType,
         source: &mut Source,
         report: &mut Report,
     ) -> Result<()> {
-        let inputs = self.inputs(width, DType::F32, source)?;
-        let (truth, scale) = (self.twin(&inputs, DType::F64)?, scale_of(&inputs[0])?);
-        let found = self.graph(&on(device, &inputs)?, DType::F32, |q, k, v| {
+        let inputs = self.inputs(width, dtype, source)?;
+        let (truth, reference) =
+            (self.twin(&inputs, DType::F64)?, half(dtype, || self.twin(&inputs, dtype))?);
+        let scale = scale_of(&inputs[0])?;
+        let found = self.graph(&on(device, &inputs)?, dtype, |q, k, v| {
             attention(q, k, v, &self.segments, self.mask, scale)
         })?;
-        self.judge(&format!("attention {}, graph, width {width}", self.name), &found, &truth, None, report)
+        let what = format!("attention {}, graph, width {width}, {dtype:?}", self.name);
+        self.judge(&what, &found, &truth, reference.as_deref(), report)
     }
 
     fn judge(
@@ -222,14 +227,18 @@ fn pairs(device: &Device, dtype: DType, source: &mut Source, report: &mut Report
         let (q, f) =
             (source.normal(&[rows, width], 1.0, dtype)?, source.normal(&[times, width], 1.0, dtype)?);
         let grad = source.normal(&[values], 1.0, DType::F32)?;
-        let twin = |dtype: DType| -> Result<Vec<Tensor>> {
-            let vars = [Var::from_tensor(&q.to_dtype(dtype)?)?, Var::from_tensor(&f.to_dtype(dtype)?)?];
-            let out = similarity::composed(vars[0].as_tensor(), vars[1].as_tensor(), &pairs, 1.0)?;
-            let grads = (&out * grad.to_dtype(out.dtype())?)?.sum_all()?.backward()?;
+        type Operation = fn(&Tensor, &Tensor, &[Pair], f64) -> candle_core::Result<Tensor>;
+        let graph = |device: &Device, dtype: DType, operation: Operation| -> Result<Vec<Tensor>> {
+            let var = |x: &Tensor| Var::from_tensor(&x.to_device(device)?.to_dtype(dtype)?);
+            let (q, f) = (var(&q)?, var(&f)?);
+            let out = operation(q.as_tensor(), f.as_tensor(), &pairs, 1.0)?;
+            let grads = (&out * grad.to_device(device)?.to_dtype(out.dtype())?)?.sum_all()?.backward()?;
             let of = |var: &Var| grads.get(var).cloned().context("no gradient arrived");
-            Ok(vec![out.detach(), of(&vars[0])?, of(&vars[1])?])
+            Ok(vec![out.detach(), of(&q)?, of(&f)?])
         };
+        let twin = |dtype: DType| graph(&Device::Cpu, dtype, similarity::composed);
         let (truth, reference) = (twin(DType::F64)?, half(dtype, || twin(dtype))?);
+        let by_graph = graph(device, dtype, similarity::similarity)?;
         let call = launches::Pairs {
             element: Element::of("similarity", dtype)?,
             width,
@@ -243,11 +252,13 @@ fn pairs(device: &Device, dtype: DType, source: &mut Source, report: &mut Report
         let inputs = [&q, &f, &inverse, &found[0], &grad];
         let grads = run_tensors(&launches::backward(&call, rows, times)?, &inputs, Memory::Poisoned)?;
         found.extend(grads);
-        for (i, name) in ["output", "gradient of queries", "gradient of frames"].into_iter().enumerate() {
-            let what = format!("similarity, width {width}, {dtype:?}, {name}");
-            // The similarities themselves are f32 whatever comes in.
-            let reference = reference.as_ref().filter(|_| i > 0).map(|r| &r[i]);
-            report.check(&what, &found[i], &truth[i], (2e-6, reference, 0.0))?;
+        for (how, found) in [("", found), ("graph, ", by_graph)] {
+            for (i, name) in ["output", "gradient of queries", "gradient of frames"].into_iter().enumerate() {
+                let what = format!("similarity, {how}width {width}, {dtype:?}, {name}");
+                // The similarities themselves are f32 whatever comes in.
+                let reference = reference.as_ref().filter(|_| i > 0).map(|r| &r[i]);
+                report.check(&what, &found[i], &truth[i], (2e-6, reference, 0.0))?;
+            }
         }
     }
     Ok(())

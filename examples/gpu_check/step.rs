@@ -30,22 +30,28 @@ pub fn check(device: &Device, folder: &Path, seed: u64, report: &mut Report) -> 
 
 type Tensors = BTreeMap<String, Tensor>;
 
-/// Gradients, and the parameters after one step.
+/// What one step makes, from first to last.
 struct Stepped {
-    loss: Tensor,
+    /// A result of the forward pass that depends on the device, and its name.
+    forward: (&'static str, Tensor),
     gradients: Tensors,
-    parameters: Tensors,
+    /// What the step added to the parameters.
+    change: Tensor,
 }
 
-fn stepped(loss: Tensor, parameters: &Parameters) -> Result<Stepped> {
+fn stepped(forward: (&'static str, Tensor), loss: &Tensor, parameters: &Parameters) -> Result<Stepped> {
     let gradients = parameters.gradients(&loss.backward()?)?;
-    // Without the division by their own size, which turns the rounding of a small gradient into a whole step.
+    // The step is in place: this copy keeps what was before.
+    let before = flat(&parameters.detached())?.copy()?;
+    // Without the division by their own size, which turns the rounding of a small gradient into a whole step; and at a rate
+    // whose changes stand above the rounding of the parameters.
     let mut optimizer = AdamW::new(AdamWConfig { eps: 1.0, ..AdamWConfig::default() });
-    optimizer.step(parameters, &gradients, 1e-2)?;
-    Ok(Stepped { loss, gradients, parameters: parameters.detached() })
+    optimizer.step(parameters, &gradients, 1.0)?;
+    let change = (flat(&parameters.detached())? - before)?;
+    Ok(Stepped { forward, gradients, change })
 }
 
-/// All gradients as one vector, so that one that is zero everywhere counts beside the others.
+/// All tensors as one vector, so that one that is zero everywhere counts beside the others.
 fn flat(tensors: &Tensors) -> Result<Tensor> {
     let all = tensors.values().map(|x| x.to_device(&Device::Cpu)?.flatten_all());
     Ok(Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
@@ -55,9 +61,9 @@ fn same(report: &mut Report, what: &str, cpu: Stepped, gpu: Stepped) -> Result<(
     let mut check = |name: &str, gpu: &Tensor, cpu: &Tensor| {
         report.check(&format!("step of {what}, {name}"), gpu, cpu, (LIMIT, None, 0.0))
     };
-    check("loss", &gpu.loss, &cpu.loss)?;
+    check(gpu.forward.0, &gpu.forward.1, &cpu.forward.1)?;
     check("gradients", &flat(&gpu.gradients)?, &flat(&cpu.gradients)?)?;
-    check("parameters", &flat(&gpu.parameters)?, &flat(&cpu.parameters)?)
+    check("change of the parameters", &gpu.change, &cpu.change)
 }
 
 fn grpo(device: &Device, folder: &Path) -> Result<Stepped> {
@@ -87,7 +93,9 @@ fn grpo(device: &Device, folder: &Path) -> Result<Stepped> {
     };
     let settings = GrpoConfig { beta: 0.0, ..GrpoConfig::default() };
     let loss = grpo_loss(&chosen.log_probs, &batch, &Totals::over(&[batch], &settings)?, &settings)?.loss;
-    stepped(loss, &all.filtered(|name| !name.starts_with("visual.")))
+    // Not the loss: in the first update the ratio of old and new probabilities is 1 whatever they are.
+    let forward = ("chosen log-probabilities", chosen.log_probs.detach());
+    stepped(forward, &loss, &all.filtered(|name| !name.starts_with("visual.")))
 }
 
 fn reinforce(device: &Device, file: &Path, matrix: &Tensor) -> Result<Stepped> {
@@ -99,5 +107,5 @@ fn reinforce(device: &Device, file: &Path, matrix: &Tensor) -> Result<Stepped> {
     let draw = |(picks, advantage)| Drawn { logits: &logits, picks, advantage, apart: None };
     let draws: Vec<Drawn> = picks.iter().map(|p| p.as_slice()).zip([1.0, -0.5]).map(draw).collect();
     let loss = reinforce_loss(&draws, draws.len(), &ReinforceConfig::default())?.loss;
-    stepped(loss, &parameters).context("step of the sampler")
+    stepped(("loss", loss.detach()), &loss, &parameters).context("step of the sampler")
 }

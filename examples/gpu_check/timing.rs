@@ -116,7 +116,7 @@ fn decoding(
     let scale = (width as f32).powf(-0.5);
     let rows = pairs.iter().map(|(k, _)| k.dim(0)).collect::<candle_core::Result<_>>()?;
     let cached = Cached { sequences: runs, rows, scale, multiprocessors: multiprocessors(clock.device)? };
-    // What is written before each run leaves no keys in the cache.
+    // What is read before each run leaves no keys in the cache.
     let time = clock.launches(&decode(&cached, &shape)?, &inputs)?;
     let read = sequences * keys + prefix;
     report.time(name, time, Work::Bytes((2 * read * kv_heads * width * dtype.size_in_bytes()) as f64));

@@ -21,7 +21,9 @@ use crate::report::Report;
 
 /// Relative, of a step's figures.
 const LIMIT: f64 = 0.005;
-const FIGURES: [&str; 5] = ["sampler/entropy", "entropy", "loss", "grad_norm", "sampler/grad_norm"];
+/// Not `loss`: that of a first update depends on the advantages alone.
+const FIGURES: [&str; 5] =
+    ["sampler/entropy", "entropy", "sampler/log_prob", "grad_norm", "sampler/grad_norm"];
 /// A draw between two probabilities that differ in their last digits may fall otherwise on a device, and with it a reply: then
 /// the next seed is taken.
 const SEEDS: [u64; 3] = [7, 8, 9];

@@ -100,9 +100,9 @@ std::vector<T> run_decode(const Problem& p, const Plan& plan, const Values& xq, 
                               (const unsigned long long*)values_at.data(), (const int*)items.data(), partial.data(),
                               partial_lse.data(), p.heads, p.kv_heads, float(p.scale));
     }
-    emulate::launch_named("attention_combine_" + type, unsigned(p.rows() * p.heads + 3) / 4, 0,
+    emulate::launch_named("attention_combine_" + type, unsigned(p.rows() * p.heads), 0,
                           (const float*)partial.data(), (const float*)partial_lse.data(), (const int*)starts.data(),
-                          (const int*)all_slots.data(), out.data(), p.rows(), p.heads, p.width);
+                          (const int*)all_slots.data(), out.data(), p.heads, p.width);
     return out.values();
 }
 
@@ -123,6 +123,7 @@ void decode_of(int width, unsigned seed) {
         {"shared prefix, many rows", {{130, {5, 1, 0, 70, 9, 12, 3, 4, 1}}}, 14, 2, 64, 9, 64, 1},
         {"prefix for part of the group", {{130, {5, 1, 8}}}, 7, 1, 70, 2, 16, 1},
         {"large logits", {{50, {100, 20}}}, 4, 1, 64, 2, 64, 10},
+        {"more parts than a warp has lanes", {{64, {2600, 9}}}, 2, 1, 64, 2, 16, 1},
     };
     for (const Case& c : cases) {
         const Problem p = as_problem(c.families, c.heads, c.kv_heads, width);

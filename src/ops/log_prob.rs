@@ -6,7 +6,7 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, D, DType, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
 use super::log_prob_kernel::{Gradients, Reduced, Rows};
@@ -21,6 +21,17 @@ pub struct Chunks {
     pub vocabulary: usize,
 }
 
+impl Chunks {
+    /// Those of a GPU. A block is some fifteen launches there, which for smaller ones take longer than their work.
+    pub const ON_GPU: Self = Self { rows: 1024, vocabulary: 16_384 };
+
+    /// Those of a device.
+    pub fn of(device: &Device) -> Self {
+        if device.is_cpu() { Self::default() } else { Self::ON_GPU }
+    }
+}
+
+/// Those of the CPU.
 impl Default for Chunks {
     fn default() -> Self {
         Self { rows: 1024, vocabulary: 2048 }
@@ -44,7 +55,7 @@ pub struct TokenLogProbs {
 /// # Errors
 /// Shapes that do not fit, a target outside the vocabulary, a temperature that is not positive.
 pub fn log_probs(hidden: &Tensor, head: &Tensor, targets: &[u32], temperature: f64) -> Result<TokenLogProbs> {
-    log_probs_in(hidden, head, targets, temperature, Chunks::default())
+    log_probs_in(hidden, head, targets, temperature, Chunks::of(hidden.device()))
 }
 
 /// As [`log_probs`], with chunks of another size: the same result up to rounding.
@@ -249,6 +260,7 @@ impl Pass {
                 let log_p = logits(&panel, &chunk, self.scale)?.broadcast_sub(&log_sum)?;
                 let slope = log_p.broadcast_add(&entropy)?.broadcast_mul(&of_entropy)?;
                 let dz = (log_p.exp()? * slope.broadcast_add(&of_log_prob)?)?.neg()?;
+                // Wide: a probability close to 1, rounded to a half type, would not cancel with its target's part in `sum`.
                 sum = (sum + dz.matmul(&chunk.to_dtype(wide)?)?)?;
                 if learned {
                     let to_chunk = dz.t()?.matmul(&panel.to_dtype(wide)?)?;

@@ -11,6 +11,7 @@ use candle_core::{DType, Device};
 use super::rollout::PREFILL;
 use crate::models::qwen2_5_vl::config::{Config, TextConfig, VisionConfig};
 use crate::nn::kv_cache::capacity;
+use crate::ops::log_prob::Chunks;
 use crate::{Error, Result};
 
 /// Which parameters learn.
@@ -144,8 +145,6 @@ pub struct MemoryPlan {
 const F32: usize = 4;
 /// Most query rows of a block of attention scores.
 const SCORE_ROWS: usize = 128;
-/// Chunks of [`crate::ops::log_prob`].
-const LOGITS: usize = 1024 * 2048;
 
 impl MemoryPlan {
     /// The plan for a Qwen2.5-VL of the given sizes.
@@ -223,8 +222,7 @@ impl MemoryPlan {
         let scores = 2 * SCORE_ROWS * update.longest * F32;
         self.add(Phase::Update, again.0, update.tokens * again.1 + scores);
         let ends = 4 * update.tokens * d * size;
-        let loss =
-            3 * update.learned_tokens * d * F32 + LOGITS.min(update.learned_tokens * text.vocab_size) * F32;
+        let loss = 3 * update.learned_tokens * d * F32 + logits(text, demand);
         self.add(Phase::Update, "embeddings, final norm and loss", ends + loss);
         if demand.learn == Learn::All {
             let tower = vision_activations(&config.vision) * demand.patches * size;
@@ -273,6 +271,19 @@ impl MemoryPlan {
             amount(available),
             amount(bytes)
         )))
+    }
+}
+
+/// Logits of the log-probabilities: one block in the kernel; as tensor operations five forms of it at once, or three beside the
+/// head's chunk, widened.
+fn logits(text: &TextConfig, demand: &Demand) -> usize {
+    let chunks = if demand.nodes == Nodes::Kernels { Chunks::ON_GPU } else { Chunks::default() };
+    let words = chunks.vocabulary.min(text.vocab_size);
+    let block = chunks.rows.min(demand.update.learned_tokens) * words * F32;
+    let wide = if demand.dtype.size_in_bytes() < F32 { words * text.hidden_size * F32 } else { 0 };
+    match demand.nodes {
+        Nodes::Layers => block,
+        Nodes::Kernels | Nodes::Operations => (5 * block).max(3 * block + wide),
     }
 }
 

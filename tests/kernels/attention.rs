@@ -5,7 +5,7 @@ use msjoe::ops::attention::{Mask, Segments, attention_composed};
 use msjoe::ops::attention_cached::{CachedKeys, composed};
 use msjoe::ops::kernels::Buffer;
 use msjoe::ops::kernels::attention::{LITTLE_ROOM, Packing, ROOM, Shape, WIDTHS, backward, forward, padded};
-use msjoe::ops::kernels::decode::{Cached, decode};
+use msjoe::ops::kernels::decode::{Cached, Run, decode};
 
 use super::emulator::{error, run, schedule};
 use super::{DTYPES, judge};
@@ -284,6 +284,31 @@ fn decoding_equals_its_twin() {
                 cache.judge(&format!("{name}, width {width}"), &out);
             }
         }
+    }
+}
+
+/// The keys are cut so that the device is full, whether one sequence has them or many share them.
+#[test]
+fn decoding_fills_the_device() {
+    let multiprocessors = 132;
+    for (sequences, prefix, tail) in [(1, 0, 10_000), (8, 10_000, 64), (16, 8_892, 64)] {
+        let own = |i| Run { pair: 1 + i, len: tail };
+        let shared = (prefix > 0).then_some(Run { pair: 0, len: prefix });
+        let cached = Cached {
+            sequences: (0..sequences).map(|i| shared.into_iter().chain([own(i)]).collect()).collect(),
+            rows: std::iter::once(prefix).chain(vec![tail; sequences]).collect(),
+            scale: 1.0,
+            multiprocessors,
+        };
+        let (q, k) = ([sequences, 28, 128], [tail, 4, 128]);
+        let shape = Shape::new("decode", [&q[..], &k[..], &k[..]], DType::BF16).unwrap();
+        let program = decode(&cached, &shape).unwrap();
+        let decoding = program.launches.iter().filter(|launch| launch.kernel.starts_with("attention_decode"));
+        let blocks: u32 = decoding.map(|launch| launch.blocks).sum();
+        assert!(
+            blocks as usize >= multiprocessors,
+            "{blocks} blocks for {sequences} sequences behind {prefix} keys"
+        );
     }
 }
 

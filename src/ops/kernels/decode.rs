@@ -31,7 +31,15 @@ pub struct Cached {
     pub multiprocessors: usize,
 }
 
-/// Keys of one pair for several queries in a row.
+/// Neighbouring sequences with the same run, which are served together.
+struct Group {
+    pair: usize,
+    len: usize,
+    first_query: usize,
+    queries: usize,
+}
+
+/// A piece of a group's keys.
 struct Item {
     pair: usize,
     first_key: usize,
@@ -76,38 +84,48 @@ impl Cached {
         Ok(())
     }
 
-    /// Keys of a piece: so many that two blocks come to each multiprocessor.
-    fn piece(&self, kv_heads: usize) -> usize {
-        let keys: usize = self.sequences.iter().flatten().map(|run| run.len).sum();
-        let even = (keys * kv_heads).div_ceil(2 * self.multiprocessors.max(1));
-        even.next_multiple_of(TILE).max(TILE)
-    }
-
-    /// Items of at most `most` queries: neighbouring sequences with the same run are served together.
-    fn items(&self, most: usize, piece: usize) -> Vec<Item> {
+    /// Groups of at most `most` queries.
+    fn groups(&self, most: usize) -> Vec<Group> {
         let mut uses: Vec<(usize, usize, usize)> = (self.sequences.iter().enumerate())
             .flat_map(|(query, runs)| runs.iter().map(move |run| (run.pair, run.len, query)))
             .collect();
         uses.sort_unstable();
-        let mut groups: Vec<(usize, usize, usize, usize)> = vec![];
+        let mut groups: Vec<Group> = vec![];
         for (pair, len, query) in uses {
             match groups.last_mut() {
-                Some((p, l, first, count))
-                    if (*p, *l) == (pair, len) && *first + *count == query && *count < most =>
+                Some(group)
+                    if (group.pair, group.len) == (pair, len)
+                        && group.first_query + group.queries == query
+                        && group.queries < most =>
                 {
-                    *count += 1;
+                    group.queries += 1;
                 }
-                _ => groups.push((pair, len, query, 1)),
+                _ => groups.push(Group { pair, len, first_query: query, queries: 1 }),
             }
         }
-        (groups.into_iter())
-            .flat_map(|(pair, len, first_query, queries)| {
-                (0..len).step_by(piece).map(move |first_key| {
-                    let keys = piece.min(len - first_key);
-                    Item { pair, first_key, keys, first_query, queries }
-                })
+        groups
+    }
+
+    /// Keys of a piece: so many that about two blocks come to each multiprocessor. What a group shares is read once, and
+    /// counts once.
+    fn piece(&self, groups: &[Group], kv_heads: usize) -> usize {
+        let keys: usize = groups.iter().map(|group| group.len).sum();
+        let even = (keys * kv_heads).div_ceil(2 * self.multiprocessors.max(1));
+        even.next_multiple_of(TILE).max(TILE)
+    }
+
+    /// The pieces of all groups, of which each has at most `most` queries.
+    fn items(&self, most: usize, kv_heads: usize) -> Vec<Item> {
+        let groups = self.groups(most);
+        let piece = self.piece(&groups, kv_heads);
+        let pieces = |group: Group| {
+            let Group { pair, len, first_query, queries } = group;
+            (0..len).step_by(piece).map(move |first_key| {
+                let keys = piece.min(len - first_key);
+                Item { pair, first_key, keys, first_query, queries }
             })
-            .collect()
+        };
+        groups.into_iter().flat_map(pieces).collect()
     }
 }
 
@@ -121,15 +139,14 @@ pub fn decode(cached: &Cached, shape: &Shape) -> Result<Program> {
     cached.check(op, shape)?;
     let (group, row_bytes) =
         (shape.heads / shape.kv_heads, shape.kv_heads * shape.width * shape.element.bytes());
-    let items = cached.items(64 / group, cached.piece(shape.kv_heads));
+    let items = cached.items(64 / group, shape.kv_heads);
     let slots: usize = items.iter().map(|item| item.queries).sum();
     let mut program = Program::new(op);
     let [q] = program.inputs();
     let out = program.output(shape.element.dtype(), &[shape.rows, shape.heads, shape.width]);
     let partial = program.add(Buffer::Scratch((slots * shape.heads * shape.width).max(1)));
     let partial_lse = program.add(Buffer::Scratch((slots * shape.heads).max(1)));
-    let [heads, kv_heads, rows, width] =
-        [shape.heads, shape.kv_heads, shape.rows, shape.width].map(|x| Int(x as i32));
+    let [heads, kv_heads, width] = [shape.heads, shape.kv_heads, shape.width].map(|x| Int(x as i32));
 
     let mut own: Vec<Vec<i32>> = vec![vec![]; shape.rows];
     let mut slot = 0;
@@ -163,9 +180,9 @@ pub fn decode(cached: &Cached, shape: &Shape) -> Result<Program> {
         slots.push(0);
     }
     let (starts, slots) = (program.ints(starts), program.ints(slots));
-    let arguments = vec![partial, partial_lse, starts, slots, out, rows, heads, width];
+    let arguments = vec![partial, partial_lse, starts, slots, out, heads, width];
     let name = format!("attention_combine_{}", shape.element.name());
-    program.launch(name, (shape.rows * shape.heads).div_ceil(4), (128, 0), arguments)?;
+    program.launch(name, shape.rows * shape.heads, (128, 0), arguments)?;
     Ok(program)
 }
 
