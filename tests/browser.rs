@@ -95,13 +95,20 @@ fn open(program: &str, page: &str) -> Opened {
     }
 }
 
-/// The addresses in Chromium's log of the network, without the page's own and those that hold their content. The log may be
-/// cut off, so it is read as text.
+/// The addresses that the page asked for, by Chromium's log of the network, without its own and those that hold their content.
+/// Each request there is a line that names its initiator; what a browser asks for by itself has none. The log may be cut off,
+/// so it is read as text.
 fn requests(log: &str, own: &str) -> Vec<String> {
     assert!(log.contains("\"events\""), "no log of the network");
-    let addresses = log.split("\"url\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    let foreign = |url: &&str| *url != own && !url.starts_with("data:") && !url.starts_with("chrome");
-    addresses.filter(foreign).map(str::to_owned).collect()
+    let value = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!("\"{name}\":\""))?;
+        rest.split('"').next().map(str::to_owned)
+    };
+    let by_the_page = |line: &str| {
+        value(line, "initiator").filter(|who| who != "not an origin").and_then(|_| value(line, "url"))
+    };
+    let foreign = |url: &String| *url != own && !url.starts_with("data:") && !url.starts_with("chrome");
+    log.lines().filter_map(by_the_page).filter(foreign).collect()
 }
 
 #[test]
