@@ -22,7 +22,7 @@ use msjoe::rl::advantage::Baseline;
 use msjoe::rl::config::{EvolveConfig, Learn, ModelConfig, SamplerConfig, Worth};
 use msjoe::rl::gallery::{Gallery, Showing};
 use msjoe::rl::learner::Learner;
-use msjoe::rl::plan::{Plan, Shown};
+use msjoe::rl::plan::{Asking, Plan, Shown};
 use msjoe::rl::reward::{Peak, RewardConfig};
 use msjoe::rl::rollout::rollout;
 use msjoe::rl::tally::Tally;
@@ -410,6 +410,24 @@ fn a_step_changes_what_learns_and_nothing_else() {
             assert_ne!(before[name], values(tensors), "{name} did not change");
         }
     }
+}
+
+/// A sampler of stage 1 knows the draws it learned from: those of stage 2 are others, with the same seed.
+#[test]
+fn stages_draw_for_themselves() {
+    let (dir, config) = setting();
+    let first_step = |learn: Learn| {
+        let mut config = config.clone();
+        // No reply decides what is drawn, the seed alone.
+        config.plan.asking = Asking::Question;
+        config.questions = 8;
+        config.model.learn = learn;
+        let mut trainer = Trainer::new(config.clone(), learner(dir.path(), &config), tasks()).unwrap();
+        trainer.step().unwrap().get("evidence_recall").unwrap()
+    };
+    let alone = first_step(Learn::Nothing);
+    assert_eq!(alone, first_step(Learn::Nothing), "the seed decides");
+    assert_ne!(alone, first_step(Learn::Everything));
 }
 
 #[test]

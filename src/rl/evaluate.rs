@@ -30,7 +30,8 @@ pub struct Graded {
     pub evidence_recall: Option<f64>,
 }
 
-/// Grades every task, `together` of them at once; no result depends on that. `progress` is called with the number of tasks done; `false` stops with [`Error::Interrupted`].
+/// Grades every task, `together` of them at once; no result depends on that. `progress` is called with the number of tasks done;
+/// `false` stops with [`Error::Interrupted`].
 ///
 /// # Errors
 /// As [`rollout`].
