@@ -19,8 +19,8 @@ use msjoe::supervised::lessons::DESCRIBE;
 
 use crate::Worlds;
 
-/// On validation videos: captions of single frames that are right to the word, and answers from frames with the evidence and
-/// from frames spread evenly.
+/// On validation videos: captions of single frames that are right to the word, and answers from frames with the evidence,
+/// from frames spread evenly, and from none.
 pub fn measure(dir: &Path, worlds: &Worlds) -> Result<String> {
     let chat = Qwen2_5VlChat::load(dir, DType::F32, &Device::Cpu)?;
     let mut said = vec![];
@@ -29,7 +29,9 @@ pub fn measure(dir: &Path, worlds: &Worlds) -> Result<String> {
     }
     let tasks = balanced(world_tasks(&worlds.long, Split::Validation, 0..60), 240);
     let policy = Policy { chat: &chat, clip: None, sampler: None };
-    for (name, choosing) in [("evidence", Choosing::Evidence), ("uniform", Choosing::Uniform)] {
+    let ways =
+        [("evidence", Choosing::Evidence), ("uniform", Choosing::Uniform), ("no frame", Choosing::Nothing)];
+    for (name, choosing) in ways {
         let plan = Plan { choosing, temperature: 0.0, answer_tokens: 48, ..Plan::default() };
         let graded =
             evaluate(policy, &mut Gallery::new(1 << 28), &tasks, &plan, (0, TOGETHER), &mut |_| true)?;

@@ -1,5 +1,5 @@
-//! The small Qwen2.5-VL: describes single frames first, then answers and writes queries. Frames are sampled evenly, but for a
-//! part of the last stage's clips, which are seen at the answer to a question (`msjoe::supervised::lessons`).
+//! The small Qwen2.5-VL: describes single frames first, then answers and writes queries, from frames sampled evenly
+//! (`msjoe::supervised::lessons`).
 
 use std::path::Path;
 
@@ -63,7 +63,7 @@ pub const STAGES: [Stage; 3] = [
     Stage {
         name: "follow",
         learn: Learn::Text,
-        steps: 3500.0,
+        steps: 4500.0,
         batch: 20,
         shares: [0, 2, 35, 13, 45],
         course: Shape::Cosine,

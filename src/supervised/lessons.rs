@@ -1,6 +1,6 @@
 //! What the base models of the toy world learn from: captions for CLIP, and for the language model to describe frames,
-//! to answer from frames, and to write queries. Frames are sampled evenly, but for 0.6 of the followed clips with evidence
-//! ([`Lesson::Follow`]), which are seen at an answer, as a sampler would show them: the paper's base has seen no such frames.
+//! to answer from frames, and to write queries. Frames are always sampled evenly, as those of the paper's base. Some clips are
+//! cut together from scenes of a video, as edited videos are ([`Lesson::Follow`]).
 //!
 //! Every lesson follows from (world, number), so that a resumed training goes on with the same ones.
 
@@ -24,9 +24,11 @@ use crate::text::{Dialogue, Question, answer, query};
 const MAX_QUERIES: usize = 4;
 /// Share of the clips of which all captions are asked for.
 const CAPTIONED: f64 = 0.2;
-/// Share of the followed clips, of those with evidence for the question that is drawn, that are seen at its answer: elsewhere no two occurrences of a thing lie side
-/// by side.
-const PICKED: f64 = 0.6;
+/// Share of the followed clips, of those with evidence for the question that is drawn, that are cut together from its scenes and a few others: in whole videos
+/// no two occurrences of a thing lie side by side.
+const CUT: f64 = 0.6;
+/// Share of the followed clips of which nothing is seen: a question alone tells nothing, and is answered all the same.
+const UNSEEN: f64 = 0.04;
 /// Things to find in each clip.
 const DRILLS: usize = 8;
 /// The user's text that asks for captions.
@@ -39,8 +41,8 @@ pub enum Lesson {
     Look,
     /// Frames sampled evenly from a clip: captions of all of them, and questions.
     Watch,
-    /// As [`Self::Watch`], but what is counted and put in order is seen: with so many frames that no scene is missed, or with
-    /// frames from where the answer to one question is, as a sampler shows them, and the questions that they answer.
+    /// As [`Self::Watch`], but what is counted and put in order is seen: so many frames that no scene is missed, of a whole clip
+    /// or of one cut together from scenes that answer a question and a few others, with the questions that it answers.
     Follow,
     /// Previews and a question: what to search for.
     Ask,
@@ -152,12 +154,15 @@ fn dense(script: &Script) -> usize {
 }
 
 fn follow(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conversation {
+    if rng.random_bool(UNSEEN) {
+        return watch(script, samples, &[], rng);
+    }
     let counted = samples.iter().find(|sample| sample.family == Family::Count);
     let asked = if rng.random_bool(0.5) { counted } else { samples.choose(rng) };
-    let asked = asked.filter(|sample| !sample.evidence.is_empty() && rng.random_bool(PICKED));
+    let asked = asked.filter(|sample| !sample.evidence.is_empty() && rng.random_bool(CUT));
     let frames = match asked {
         Some(sample) => {
-            let frames = picked(script, sample, rng);
+            let frames = cut(script, sample, rng);
             samples.retain(|sample| !sample.evidence.is_empty() && is_seen(sample, &frames));
             frames
         }
@@ -170,18 +175,23 @@ fn follow(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conver
     watch(script, samples, &frames, rng)
 }
 
-/// Frames of every scene that answers the question, and a few others.
-fn picked(script: &Script, sample: &Sample, rng: &mut StdRng) -> Vec<usize> {
-    let each = [1, 1, 2, 2, 3, 4, 8].choose(rng).copied().unwrap_or(2);
-    let mut frames = vec![];
-    for range in &sample.evidence {
-        frames.extend((0..each).map(|_| rng.random_range(range.clone())));
-    }
+/// The seconds of a clip cut together from the scenes that answer the question and a few others, each shortened, in their
+/// order: at one frame a second, all of its frames.
+fn cut(script: &Script, sample: &Sample, rng: &mut StdRng) -> Vec<usize> {
+    let mut scenes: Vec<usize> =
+        sample.evidence.iter().map(|range| script.scene_index(range.start)).collect();
     let others = [0, 0, 1, 2, 4].choose(rng).copied().unwrap_or(0);
-    frames.extend((0..others).map(|_| rng.random_range(0..script.seconds)));
-    frames.sort_unstable();
-    frames.dedup();
-    frames
+    scenes.extend((0..others).map(|_| rng.random_range(0..script.scenes.len())));
+    scenes.sort_unstable();
+    scenes.dedup();
+    let longest = [1, 1, 2, 3, 4].choose(rng).copied().unwrap_or(2);
+    let shortened = |at: usize| {
+        let scene = &script.scenes[at];
+        let seconds = rng.random_range(1..=scene.seconds.min(longest));
+        let start = scene.start + rng.random_range(0..=scene.seconds - seconds);
+        start..start + seconds
+    };
+    scenes.into_iter().flat_map(shortened).collect()
 }
 
 /// Whether `frames` show each scene of the evidence.
