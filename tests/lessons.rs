@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::Device;
+use image::RgbImage;
 use msjoe::checkpoint::random::{self, QwenSpec};
 use msjoe::data::world::{Family, Length, NUMBERS, Sample, Span, Spec, Split, World, vocabulary};
 use msjoe::optim::AdamWConfig;
@@ -64,6 +65,40 @@ fn following_misses_no_scene_of_a_clip_whole_or_cut() {
     assert!((1..10).contains(&unseen), "nothing is seen of {unseen} of 80 clips");
     assert!(counted > 40, "{counted} of 80 clips ask for a number");
     assert!(side_by_side >= 8, "{side_by_side} of 80 clips count what lies side by side");
+}
+
+#[test]
+fn sifted_clips_hold_more_other_scenes_and_ask_what_is_not_seen() {
+    let world = clips();
+    // Scenes of the clips that miss some, and their number; questions that are asked without their evidence.
+    let cut = |lesson: Lesson| {
+        let (mut scenes, mut clips, mut guessed) = (0, 0, 0);
+        for number in 0..80 {
+            let (script, lesson) = (world.script(Split::Train, number), conversation(&world, lesson, number));
+            let place = |image: &RgbImage| (0..script.seconds).find(|&s| script.frame(s) == *image).unwrap();
+            let frames: Vec<usize> = lesson.images.iter().map(place).collect();
+            let seen = |range: &Range<usize>| frames.iter().any(|frame| range.contains(frame));
+            let shown = script.scenes.iter().filter(|scene| seen(&scene.range())).count();
+            if !(1..script.scenes.len()).contains(&shown) {
+                continue;
+            }
+            (scenes, clips) = (scenes + shown, clips + 1);
+            for sample in world.samples(Split::Train, number) {
+                let asked = Dialogue::Brief.answer(&sample.question);
+                if lesson.turns.iter().any(|(text, _)| *text == asked) && !sample.evidence.iter().all(seen) {
+                    guessed += 1;
+                    assert!(!matches!(sample.family, Family::Count | Family::Global));
+                }
+            }
+        }
+        (f64::from(scenes as u32) / f64::from(clips), guessed)
+    };
+    let ((followed, none), (sifted, guessed)) = (cut(Lesson::Follow), cut(Lesson::Sift));
+    assert!(sifted > followed + 0.7, "{sifted} scenes a clip, {followed} where they are followed");
+    assert!(
+        none == 0 && guessed > 20,
+        "{guessed} questions asked that nothing answers, {none} where they are followed"
+    );
 }
 
 #[test]

@@ -32,6 +32,8 @@ const TAGS: [&str; 6] = ["<think>", "</think>", "<query>", "</query>", "<answer>
 /// follow longer clips; the rest watches long videos.
 pub struct Stage {
     pub name: &'static str,
+    /// What is done with longer clips.
+    lesson: Lesson,
     learn: Learn,
     steps: f64,
     batch: usize,
@@ -41,9 +43,10 @@ pub struct Stage {
 }
 
 const PEAK: f64 = 1e-3;
-pub const STAGES: [Stage; 3] = [
+pub const STAGES: [Stage; 4] = [
     Stage {
         name: "look",
+        lesson: Lesson::Follow,
         learn: Learn::All,
         steps: 750.0,
         batch: 96,
@@ -53,6 +56,7 @@ pub const STAGES: [Stage; 3] = [
     },
     Stage {
         name: "watch",
+        lesson: Lesson::Follow,
         learn: Learn::All,
         steps: 1500.0,
         batch: 24,
@@ -62,10 +66,21 @@ pub const STAGES: [Stage; 3] = [
     },
     Stage {
         name: "follow",
+        lesson: Lesson::Follow,
         learn: Learn::Text,
         steps: 4500.0,
         batch: 20,
         shares: [0, 2, 35, 13, 45],
+        course: Shape::Cosine,
+        measure: 500,
+    },
+    Stage {
+        name: "sift",
+        lesson: Lesson::Sift,
+        learn: Learn::Text,
+        steps: 3000.0,
+        batch: 20,
+        shares: [0, 2, 15, 13, 50],
         course: Shape::Cosine,
         measure: 500,
     },
@@ -161,7 +176,7 @@ fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
             _ if place < plain + look => (&worlds.long, Lesson::Look),
             _ if place < plain + look + watch => (&worlds.short, Lesson::Watch),
             _ if place < plain + look + watch + ask => (&worlds.long, Lesson::Ask),
-            _ if place < plain + look + watch + ask + follow => (&worlds.clips, Lesson::Follow),
+            _ if place < plain + look + watch + ask + follow => (&worlds.clips, stage.lesson),
             _ => (&worlds.long, Lesson::Watch),
         };
         conversation(world, lesson, number)

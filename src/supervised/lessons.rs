@@ -44,6 +44,9 @@ pub enum Lesson {
     /// As [`Self::Watch`], but what is counted and put in order is seen: so many frames that no scene is missed, of a whole clip
     /// or of one cut together from scenes that answer a question and a few others, with the questions that it answers.
     Follow,
+    /// As [`Self::Follow`], but what is cut together holds more other scenes, and questions are asked that they do not answer: as
+    /// with most of what a sampler shows.
+    Sift,
     /// Previews and a question: what to search for.
     Ask,
 }
@@ -138,7 +141,8 @@ pub fn conversation(world: &World, lesson: Lesson, number: u64) -> Conversation 
             let samples = world.samples(Split::Train, number);
             watch(&script, samples, &uniform(script.seconds, count.min(script.seconds)), &mut rng)
         }
-        Lesson::Follow => follow(&script, world.samples(Split::Train, number), &mut rng),
+        Lesson::Follow => follow(&script, world.samples(Split::Train, number), Cut::FEW, &mut rng),
+        Lesson::Sift => follow(&script, world.samples(Split::Train, number), Cut::MANY, &mut rng),
         Lesson::Ask => ask(world, &script, number, &mut rng),
     }
 }
@@ -153,7 +157,26 @@ fn dense(script: &Script) -> usize {
     (least..script.seconds).find(|&count| seen(count)).unwrap_or(script.seconds)
 }
 
-fn follow(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conversation {
+/// What clips are cut together from, beside the scenes that answer a question.
+struct Cut {
+    /// Other scenes: one of these numbers.
+    others: &'static [usize],
+    /// Whether questions are asked whose answer is not seen.
+    guess: bool,
+}
+
+impl Cut {
+    const FEW: Self = Self { others: &[0, 0, 1, 2, 4], guess: false };
+    const MANY: Self = Self { others: &[0, 1, 2, 3, 4, 6, 8], guess: true };
+
+    /// What is counted or weighed would be taught wrong by frames that miss some of it.
+    fn asks(&self, sample: &Sample, frames: &[usize]) -> bool {
+        let shown = !sample.evidence.is_empty() && is_seen(sample, frames);
+        shown || self.guess && !matches!(sample.family, Family::Count | Family::Global)
+    }
+}
+
+fn follow(script: &Script, mut samples: Vec<Sample>, of: Cut, rng: &mut StdRng) -> Conversation {
     if rng.random_bool(UNSEEN) {
         return watch(script, samples, &[], rng);
     }
@@ -162,8 +185,8 @@ fn follow(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conver
     let asked = asked.filter(|sample| !sample.evidence.is_empty() && rng.random_bool(CUT));
     let frames = match asked {
         Some(sample) => {
-            let frames = cut(script, sample, rng);
-            samples.retain(|sample| !sample.evidence.is_empty() && is_seen(sample, &frames));
+            let frames = cut(script, sample, of.others, rng);
+            samples.retain(|sample| of.asks(sample, &frames));
             frames
         }
         // Once to three times as many as it takes, so that one scene is seen in one frame or in several.
@@ -177,10 +200,10 @@ fn follow(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conver
 
 /// The seconds of a clip cut together from the scenes that answer the question and a few others, each shortened, in their
 /// order: at one frame a second, all of its frames.
-fn cut(script: &Script, sample: &Sample, rng: &mut StdRng) -> Vec<usize> {
+fn cut(script: &Script, sample: &Sample, others: &[usize], rng: &mut StdRng) -> Vec<usize> {
     let mut scenes: Vec<usize> =
         sample.evidence.iter().map(|range| script.scene_index(range.start)).collect();
-    let others = [0, 0, 1, 2, 4].choose(rng).copied().unwrap_or(0);
+    let others = others.choose(rng).copied().unwrap_or(0);
     scenes.extend((0..others).map(|_| rng.random_range(0..script.scenes.len())));
     scenes.sort_unstable();
     scenes.dedup();
