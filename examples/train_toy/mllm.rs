@@ -29,15 +29,13 @@ const TEMPLATE: &str = "{%- for message in messages -%}
 const TAGS: [&str; 6] = ["<think>", "</think>", "<query>", "</query>", "<answer>", "</answer>"];
 
 /// Conversations per step, and the shares of the lessons in percent: look at one large thing, look, watch short clips, ask,
-/// follow longer clips; the rest watches long videos.
+/// follow longer clips, sift them; the rest watches long videos.
 pub struct Stage {
     pub name: &'static str,
-    /// What is done with longer clips.
-    lesson: Lesson,
     learn: Learn,
     steps: f64,
     batch: usize,
-    shares: [u64; 5],
+    shares: [u64; 6],
     course: Shape,
     measure: u64,
 }
@@ -46,41 +44,37 @@ const PEAK: f64 = 1e-3;
 pub const STAGES: [Stage; 4] = [
     Stage {
         name: "look",
-        lesson: Lesson::Follow,
         learn: Learn::All,
         steps: 750.0,
         batch: 96,
-        shares: [30, 70, 0, 0, 0],
+        shares: [30, 70, 0, 0, 0, 0],
         course: Shape::Constant,
         measure: 250,
     },
     Stage {
         name: "watch",
-        lesson: Lesson::Follow,
         learn: Learn::All,
         steps: 1500.0,
         batch: 24,
-        shares: [5, 15, 50, 15, 0],
+        shares: [5, 15, 50, 15, 0, 0],
         course: Shape::Cosine,
         measure: 250,
     },
     Stage {
         name: "follow",
-        lesson: Lesson::Follow,
         learn: Learn::Text,
         steps: 4500.0,
         batch: 20,
-        shares: [0, 2, 35, 13, 45],
+        shares: [0, 2, 35, 13, 45, 0],
         course: Shape::Cosine,
         measure: 500,
     },
     Stage {
         name: "sift",
-        lesson: Lesson::Sift,
         learn: Learn::Text,
         steps: 3000.0,
         batch: 20,
-        shares: [0, 2, 15, 13, 50],
+        shares: [0, 2, 15, 13, 0, 50],
         course: Shape::Cosine,
         measure: 500,
     },
@@ -168,17 +162,22 @@ fn write(dir: &Path, trainer: &TurnTrainer) -> Result<()> {
 fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
     let first = step * stage.batch as u64;
     let one = |number: u64| {
-        let [plain, look, watch, ask, follow] = stage.shares;
+        let lessons = [
+            (&worlds.plain, Lesson::Look),
+            (&worlds.long, Lesson::Look),
+            (&worlds.short, Lesson::Watch),
+            (&worlds.long, Lesson::Ask),
+            (&worlds.clips, Lesson::Follow),
+            (&worlds.clips, Lesson::Sift),
+        ];
         // Spread evenly over the hundred, so that every batch has its share of each.
         let place = number * 37 % 100;
-        let (world, lesson) = match place {
-            _ if place < plain => (&worlds.plain, Lesson::Look),
-            _ if place < plain + look => (&worlds.long, Lesson::Look),
-            _ if place < plain + look + watch => (&worlds.short, Lesson::Watch),
-            _ if place < plain + look + watch + ask => (&worlds.long, Lesson::Ask),
-            _ if place < plain + look + watch + ask + follow => (&worlds.clips, stage.lesson),
-            _ => (&worlds.long, Lesson::Watch),
-        };
+        let mut end = 0;
+        let here = stage.shares.iter().position(|share| {
+            end += share;
+            place < end
+        });
+        let (world, lesson) = here.map_or((&worlds.long, Lesson::Watch), |at| lessons[at]);
         conversation(world, lesson, number)
     };
     (first..first + stage.batch as u64).into_par_iter().map(one).collect()

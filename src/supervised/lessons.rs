@@ -1,6 +1,6 @@
 //! What the base models of the toy world learn from: captions for CLIP, and for the language model to describe frames,
-//! to answer from frames, and to write queries. Frames are always sampled evenly, as those of the paper's base. Some clips are
-//! cut together from scenes of a video, as edited videos are ([`Lesson::Follow`]).
+//! to answer from frames, and to write queries. Frames are always sampled evenly, as those of the paper's base; but some clips
+//! are cut together, as edited videos are, from scenes that answer a question and others ([`Lesson::Follow`]).
 //!
 //! Every lesson follows from (world, number), so that a resumed training goes on with the same ones.
 
@@ -24,8 +24,8 @@ use crate::text::{Dialogue, Question, answer, query};
 const MAX_QUERIES: usize = 4;
 /// Share of the clips of which all captions are asked for.
 const CAPTIONED: f64 = 0.2;
-/// Share of the followed clips, of those with evidence for the question that is drawn, that are cut together from its scenes and a few others: in whole videos
-/// no two occurrences of a thing lie side by side.
+/// Share of the followed clips, of those with evidence for the question that is drawn, that are cut together from its scenes and
+/// a few others: in whole videos no two occurrences of a thing lie side by side.
 const CUT: f64 = 0.6;
 /// Share of the followed clips of which nothing is seen: a question alone tells nothing, and is answered all the same.
 const UNSEEN: f64 = 0.04;
@@ -42,7 +42,8 @@ pub enum Lesson {
     /// Frames sampled evenly from a clip: captions of all of them, and questions.
     Watch,
     /// As [`Self::Watch`], but what is counted and put in order is seen: so many frames that no scene is missed, of a whole clip
-    /// or of one cut together from scenes that answer a question and a few others, with the questions that it answers.
+    /// or of one cut together from scenes that answer a question and a few others, with the questions that it answers. Now and
+    /// then nothing is seen.
     Follow,
     /// As [`Self::Follow`], but what is cut together holds more other scenes, and questions are asked that they do not answer: as
     /// with most of what a sampler shows.
