@@ -29,18 +29,19 @@ const TEMPLATE: &str = "{%- for message in messages -%}
 const TAGS: [&str; 6] = ["<think>", "</think>", "<query>", "</query>", "<answer>", "</answer>"];
 
 /// Conversations per step, and the shares of the lessons in percent: look at one large thing, look, watch short clips, ask,
-/// follow longer clips, sift them; the rest watches long videos.
+/// follow longer clips, sift cuts of long videos; the rest watches long videos.
 pub struct Stage {
     pub name: &'static str,
     learn: Learn,
     steps: f64,
     batch: usize,
     shares: [u64; 6],
+    /// The largest learning rate.
+    peak: f64,
     course: Shape,
     measure: u64,
 }
 
-const PEAK: f64 = 1e-3;
 pub const STAGES: [Stage; 4] = [
     Stage {
         name: "look",
@@ -48,6 +49,7 @@ pub const STAGES: [Stage; 4] = [
         steps: 750.0,
         batch: 96,
         shares: [30, 70, 0, 0, 0, 0],
+        peak: 1e-3,
         course: Shape::Constant,
         measure: 250,
     },
@@ -57,6 +59,7 @@ pub const STAGES: [Stage; 4] = [
         steps: 1500.0,
         batch: 24,
         shares: [5, 15, 50, 15, 0, 0],
+        peak: 1e-3,
         course: Shape::Cosine,
         measure: 250,
     },
@@ -66,15 +69,17 @@ pub const STAGES: [Stage; 4] = [
         steps: 4500.0,
         batch: 20,
         shares: [0, 2, 35, 13, 45, 0],
+        peak: 1e-3,
         course: Shape::Cosine,
         measure: 500,
     },
     Stage {
         name: "sift",
         learn: Learn::Text,
-        steps: 3000.0,
+        steps: 4500.0,
         batch: 20,
-        shares: [0, 2, 15, 13, 0, 50],
+        shares: [0, 2, 8, 13, 17, 40],
+        peak: 5e-4,
         course: Shape::Cosine,
         measure: 500,
     },
@@ -133,7 +138,7 @@ fn run(args: &Args, worlds: &Worlds, dir: &Path, stage: &Stage) -> Result<()> {
     let config = AdamWConfig { weight_decay: 0.01, beta2: 0.98, ..AdamWConfig::default() };
     let mut trainer = TurnTrainer::new(dir, &Device::Cpu, stage.learn, config)?;
     let total = (stage.steps * args.scale) as u64;
-    let schedule = Schedule { peak: PEAK, warmup: 100, total, floor: 1e-5, shape: stage.course };
+    let schedule = Schedule { peak: stage.peak, warmup: 100, total, floor: 1e-5, shape: stage.course };
     let start = restore(&unfinished, &trainer.parameters, &mut trainer.optimizer)?;
     let bar = bar(&format!("mllm {}", stage.name), start, total);
     for step in start..total {
@@ -168,7 +173,7 @@ fn batch(worlds: &Worlds, stage: &Stage, step: u64) -> Vec<Conversation> {
             (&worlds.short, Lesson::Watch),
             (&worlds.long, Lesson::Ask),
             (&worlds.clips, Lesson::Follow),
-            (&worlds.clips, Lesson::Sift),
+            (&worlds.long, Lesson::Sift),
         ];
         // Spread evenly over the hundred, so that every batch has its share of each.
         let place = number * 37 % 100;

@@ -1,6 +1,6 @@
 //! What the base models of the toy world learn from: captions for CLIP, and for the language model to describe frames,
 //! to answer from frames, and to write queries. Frames are always sampled evenly, as those of the paper's base; but some clips
-//! are cut together, as edited videos are, from scenes that answer a question and others ([`Lesson::Follow`]).
+//! are cut together, as edited videos are, from scenes that answer a question and others ([`Lesson::Follow`], [`Lesson::Sift`]).
 //!
 //! Every lesson follows from (world, number), so that a resumed training goes on with the same ones.
 
@@ -10,15 +10,13 @@ use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use super::contrastive::Batch;
+use super::drills::{Drills, drill};
 use super::patches::PatchBatch;
-use super::reasoning::{BOTH, counted, found, nouns, reasoning};
+use super::reasoning::{is_alike, reasoning};
 use super::turns::Conversation;
-use crate::data::world::{
-    Colour, Family, Kind, NUMBERS, Noun, Phrase, Place, Sample, Script, Split, Thing, World, first_options,
-    how_often, which_first,
-};
+use crate::data::world::{Colour, Family, Noun, Phrase, Place, Sample, Script, Split, World};
 use crate::select::uniform;
-use crate::text::{Dialogue, Question, answer, query};
+use crate::text::{Dialogue, answer, query};
 
 /// Most queries of a supervised query turn.
 const MAX_QUERIES: usize = 4;
@@ -45,8 +43,9 @@ pub enum Lesson {
     /// or of one cut together from scenes that answer a question and a few others, with the questions that it answers. Now and
     /// then nothing is seen.
     Follow,
-    /// As [`Self::Follow`], but what is cut together holds more other scenes, and questions are asked that they do not answer: as
-    /// with most of what a sampler shows.
+    /// A clip cut together from a few scenes of a video, as [`Self::Follow`] does it, but to be read with doubt: scenes last
+    /// longer, more of them are others, half of those show what resembles the thing that is asked about, one that
+    /// answers may be missing, and questions are asked that nothing answers.
     Sift,
     /// Previews and a question: what to search for.
     Ask,
@@ -140,10 +139,11 @@ pub fn conversation(world: &World, lesson: Lesson, number: u64) -> Conversation 
         Lesson::Watch => {
             let count = [4, 6, 8, 8, 8, 8, 12, 16].choose(&mut rng).copied().unwrap_or(8);
             let samples = world.samples(Split::Train, number);
-            watch(&script, samples, &uniform(script.seconds, count.min(script.seconds)), &mut rng)
+            let frames = uniform(script.seconds, count.min(script.seconds));
+            watch(&script, samples, &frames, Drills::PLAIN, &mut rng)
         }
-        Lesson::Follow => follow(&script, world.samples(Split::Train, number), Cut::FEW, &mut rng),
-        Lesson::Sift => follow(&script, world.samples(Split::Train, number), Cut::MANY, &mut rng),
+        Lesson::Follow => follow(&script, world.samples(Split::Train, number), &mut rng),
+        Lesson::Sift => sift(&script, world.samples(Split::Train, number), &mut rng),
         Lesson::Ask => ask(world, &script, number, &mut rng),
     }
 }
@@ -162,32 +162,57 @@ fn dense(script: &Script) -> usize {
 struct Cut {
     /// Other scenes: one of these numbers.
     others: &'static [usize],
-    /// Whether questions are asked whose answer is not seen.
-    guess: bool,
+    /// The most seconds of a scene: one of these.
+    longest: &'static [usize],
+    /// Share of the scenes that answer that are missing.
+    missing: f64,
+    /// Whether half of the others show what resembles the thing that is asked about, where there are such.
+    alike: bool,
+    /// Share of the questions whose answer is not seen that are asked all the same.
+    guess: f64,
+    drills: Drills,
 }
 
 impl Cut {
-    const FEW: Self = Self { others: &[0, 0, 1, 2, 4], guess: false };
-    const MANY: Self = Self { others: &[0, 1, 2, 3, 4, 6, 8], guess: true };
+    const PLAIN: Self = Self {
+        others: &[0, 0, 1, 2, 4],
+        longest: &[1, 1, 2, 3, 4],
+        missing: 0.,
+        alike: false,
+        guess: 0.,
+        drills: Drills::PLAIN,
+    };
+    const DOUBTFUL: Self = Self {
+        others: &[0, 1, 2, 3, 4],
+        longest: &[1, 2, 4, 8, 16],
+        missing: 0.2,
+        alike: true,
+        guess: 0.4,
+        drills: Drills { shown: 0.75, told_apart: 0.5 },
+    };
 
-    /// What is counted or weighed would be taught wrong by frames that miss some of it.
-    fn asks(&self, sample: &Sample, frames: &[usize]) -> bool {
-        let shown = !sample.evidence.is_empty() && is_seen(sample, frames);
-        shown || self.guess && !matches!(sample.family, Family::Count | Family::Global)
+    /// Leaves the questions that are asked of `frames`.
+    fn retain(&self, samples: &mut Vec<Sample>, frames: &[usize], rng: &mut StdRng) {
+        samples.retain(|sample| {
+            let shown = !sample.evidence.is_empty() && is_seen(sample, frames);
+            // What is counted or weighed would be taught wrong by frames that miss some of it.
+            let guessed = self.guess > 0. && !matches!(sample.family, Family::Count | Family::Global);
+            shown || guessed && rng.random_bool(self.guess)
+        });
     }
 }
 
-fn follow(script: &Script, mut samples: Vec<Sample>, of: Cut, rng: &mut StdRng) -> Conversation {
+fn follow(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conversation {
     if rng.random_bool(UNSEEN) {
-        return watch(script, samples, &[], rng);
+        return watch(script, samples, &[], Drills::PLAIN, rng);
     }
     let counted = samples.iter().find(|sample| sample.family == Family::Count);
     let asked = if rng.random_bool(0.5) { counted } else { samples.choose(rng) };
     let asked = asked.filter(|sample| !sample.evidence.is_empty() && rng.random_bool(CUT));
     let frames = match asked {
         Some(sample) => {
-            let frames = cut(script, sample, of.others, rng);
-            samples.retain(|sample| of.asks(sample, &frames));
+            let frames = cut(script, sample, &Cut::PLAIN, rng);
+            Cut::PLAIN.retain(&mut samples, &frames, rng);
             frames
         }
         // Once to three times as many as it takes, so that one scene is seen in one frame or in several.
@@ -196,19 +221,36 @@ fn follow(script: &Script, mut samples: Vec<Sample>, of: Cut, rng: &mut StdRng) 
             uniform(script.seconds, count.min(script.seconds))
         }
     };
-    watch(script, samples, &frames, rng)
+    watch(script, samples, &frames, Drills::PLAIN, rng)
+}
+
+fn sift(script: &Script, mut samples: Vec<Sample>, rng: &mut StdRng) -> Conversation {
+    let of = Cut::DOUBTFUL;
+    let asked = samples.choose(rng).filter(|_| !rng.random_bool(UNSEEN));
+    let frames = asked.map_or_else(Vec::new, |sample| cut(script, sample, &of, rng));
+    of.retain(&mut samples, &frames, rng);
+    watch(script, samples, &frames, of.drills, rng)
 }
 
 /// The seconds of a clip cut together from the scenes that answer the question and a few others, each shortened, in their
 /// order: at one frame a second, all of its frames.
-fn cut(script: &Script, sample: &Sample, others: &[usize], rng: &mut StdRng) -> Vec<usize> {
+fn cut(script: &Script, sample: &Sample, of: &Cut, rng: &mut StdRng) -> Vec<usize> {
     let mut scenes: Vec<usize> =
         sample.evidence.iter().map(|range| script.scene_index(range.start)).collect();
-    let others = others.choose(rng).copied().unwrap_or(0);
-    scenes.extend((0..others).map(|_| rng.random_range(0..script.scenes.len())));
+    if of.missing > 0. {
+        scenes.retain(|_| !rng.random_bool(of.missing));
+    }
+    let others = of.others.choose(rng).copied().unwrap_or(0);
+    let all = 0..script.scenes.len();
+    let resembles = |at: &usize| script.scenes[*at].things.iter().any(|thing| is_alike(sample, thing));
+    let alike: Vec<usize> = if of.alike { all.clone().filter(resembles).collect() } else { vec![] };
+    scenes.extend((0..others).map(|_| match alike.choose(rng) {
+        Some(&at) if rng.random_bool(0.5) => at,
+        _ => rng.random_range(all.clone()),
+    }));
     scenes.sort_unstable();
     scenes.dedup();
-    let longest = [1, 1, 2, 3, 4].choose(rng).copied().unwrap_or(2);
+    let longest = of.longest.choose(rng).copied().unwrap_or(2);
     let shortened = |at: usize| {
         let scene = &script.scenes[at];
         let seconds = rng.random_range(1..=scene.seconds.min(longest));
@@ -223,7 +265,13 @@ fn is_seen(sample: &Sample, frames: &[usize]) -> bool {
     sample.evidence.iter().all(|range| frames.iter().any(|frame| range.contains(frame)))
 }
 
-fn watch(script: &Script, mut samples: Vec<Sample>, frames: &[usize], rng: &mut StdRng) -> Conversation {
+fn watch(
+    script: &Script,
+    mut samples: Vec<Sample>,
+    frames: &[usize],
+    drills: Drills,
+    rng: &mut StdRng,
+) -> Conversation {
     let mut turns = vec![];
     if rng.random_bool(CAPTIONED) {
         let captions: Vec<String> = frames.iter().map(|&second| script.caption(second)).collect();
@@ -235,83 +283,8 @@ fn watch(script: &Script, mut samples: Vec<Sample>, frames: &[usize], rng: &mut 
         let reply = answer::reasoned(&reasoning(script, sample, frames), option);
         turns.push((Dialogue::Brief.answer(&sample.question), reply));
     }
-    turns.extend((0..DRILLS).map(|_| drill(script, frames, rng)));
+    turns.extend((0..DRILLS).map(|_| drill(script, frames, drills, rng)));
     Conversation { images: frames.iter().map(|&second| script.frame(second)).collect(), turns }
-}
-
-/// Something to find in the frames: where it is, how often it is shown, or which of two comes first. Now and then something
-/// that is not there. Questions name one or two things of a video: this is what makes a model find any of them.
-fn drill(script: &Script, frames: &[usize], rng: &mut StdRng) -> (String, String) {
-    let kind = something(script, frames, rng);
-    let drill = match rng.random_range(0..8) {
-        0..3 => how_often_drill(script, frames, kind, rng),
-        3..5 => which_first_drill(script, frames, [kind, something(script, frames, rng)], rng),
-        _ => None,
-    };
-    drill.unwrap_or_else(|| match rng.random_bool(0.5) {
-        true => (format!("{DESCRIBE} {kind}"), found(script, frames, |thing| is(kind, thing))),
-        false => {
-            let noun = kind.noun;
-            (format!("{DESCRIBE} {}", noun.name()), found(script, frames, |thing| thing.noun == noun))
-        }
-    })
-}
-
-fn is(kind: Kind, thing: &Thing) -> bool {
-    thing.noun == kind.noun && thing.colour == kind.colour
-}
-
-/// `None` for a thing that is not shown, or more often than there are options.
-fn how_often_drill(
-    script: &Script,
-    frames: &[usize],
-    kind: Kind,
-    rng: &mut StdRng,
-) -> Option<(String, String)> {
-    let (said, times) = counted(script, frames, |thing| is(kind, thing));
-    let number = NUMBERS.get(times.checked_sub(1)?)?;
-    let mut options = NUMBERS;
-    options.shuffle(rng);
-    let question = Question::new(how_often(kind), options).ok()?;
-    Some((Dialogue::Brief.answer(&question), answer::reasoned(&said, number)))
-}
-
-/// `None` for two things of one noun.
-fn which_first_drill(
-    script: &Script,
-    frames: &[usize],
-    [a, b]: [Kind; 2],
-    rng: &mut StdRng,
-) -> Option<(String, String)> {
-    if a.noun == b.noun {
-        return None;
-    }
-    let said = nouns(script, frames, |thing| is(a, thing) || is(b, thing));
-    let mut options = first_options(a, b);
-    let first = match said.split(['.', ' ']).find(|word| !word.is_empty()) {
-        None => 3,
-        Some(BOTH) => 2,
-        Some(noun) => usize::from(noun != a.noun.name()),
-    };
-    let reply = answer::reasoned(&said, &options[first]);
-    options.shuffle(rng);
-    let question = Question::new(which_first(a, b), options).ok()?;
-    Some((Dialogue::Brief.answer(&question), reply))
-}
-
-/// Mostly a thing of the frames.
-fn something(script: &Script, frames: &[usize], rng: &mut StdRng) -> Kind {
-    let second = frames.choose(rng).copied().unwrap_or_default();
-    let shown = script.scene_at(second).things.choose(rng);
-    let noun = match shown {
-        Some(thing) if rng.random_bool(0.85) => thing.noun,
-        _ => Noun::ALL.choose(rng).copied().unwrap_or(Noun::ALL[0]),
-    };
-    let colour = match shown {
-        Some(thing) if rng.random_bool(0.85) => thing.colour,
-        _ => Colour::ALL.choose(rng).copied().unwrap_or(Colour::ALL[0]),
-    };
-    Kind { noun, colour }
 }
 
 fn ask(world: &World, script: &Script, number: u64, rng: &mut StdRng) -> Conversation {

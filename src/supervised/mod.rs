@@ -4,6 +4,7 @@
 //! The base models of the toy world are made with it; joint training ([`crate::rl`]) starts from their checkpoints.
 
 pub mod contrastive;
+mod drills;
 pub mod lessons;
 pub mod patches;
 pub mod reasoning;

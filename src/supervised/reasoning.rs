@@ -102,13 +102,49 @@ fn listed(said: &[String]) -> String {
 
 /// The named thing, and what the scene right before or after it shows.
 fn neighbour(script: &Script, sample: &Sample, shown: &[usize]) -> Vec<String> {
-    let named = |at: usize| said(&script.scenes[at], |thing| asked(sample, thing));
-    let Some((at, named)) = shown.iter().find_map(|&at| Some((at, named(at)?))) else { return vec![] };
     let after = sample.question.text().contains("after");
+    let named = |thing: &Thing| asked(sample, thing);
+    let at = shown.iter().copied().find(|&at| script.scenes[at].things.iter().any(named));
+    let Some(at) = at else { return vec![] };
     let beside = if after { at + 1 } else { at.wrapping_sub(1) };
-    let beside = if shown.contains(&beside) { said(&script.scenes[beside], |_| true) } else { None };
-    let both = if after { [Some(named), beside] } else { [beside, Some(named)] };
+    side_by_side(script, named, at, Some(beside).filter(|at| shown.contains(at)), after)
+}
+
+/// The things of scene `at` that `is_asked` picks, and all of the one beside it, in the order of time.
+fn side_by_side(
+    script: &Script,
+    is_asked: impl Fn(&Thing) -> bool,
+    at: usize,
+    beside: Option<usize>,
+    after: bool,
+) -> Vec<String> {
+    let named = said(&script.scenes[at], is_asked);
+    let beside = beside.and_then(|at| said(&script.scenes[at], |_| true));
+    let both = if after { [named, beside] } else { [beside, named] };
     both.into_iter().flatten().collect()
+}
+
+/// What `is_asked` picks where it is shown first, and the scene that is shown right before it or after it, as [`reasoning`] says
+/// it; with that scene's index and that of the one on the other side. `None` where there is none.
+pub fn next(
+    script: &Script,
+    frames: &[usize],
+    is_asked: impl Fn(&Thing) -> bool,
+    after: bool,
+) -> Option<(String, usize, Option<usize>)> {
+    let shown = scenes(script, frames);
+    let place = shown.iter().position(|&at| script.scenes[at].things.iter().any(&is_asked))?;
+    let before = place.checked_sub(1).map(|place| shown[place]);
+    let behind = shown.get(place + 1).copied();
+    let (beside, other) = if after { (behind?, before) } else { (before?, behind) };
+    let words = side_by_side(script, is_asked, shown[place], Some(beside), after);
+    Some((listed(&words), beside, other))
+}
+
+/// Whether this is not what the question is about, but the same in another colour.
+pub fn is_alike(sample: &Sample, thing: &Thing) -> bool {
+    let noun = |subject: &String| subject.ends_with(&format!(" {}", thing.noun.name()));
+    !asked(sample, thing) && sample.subjects.iter().any(noun)
 }
 
 /// Whether the question is about this thing: its subjects are `a hammer`, any of that noun, or `a red hammer`.

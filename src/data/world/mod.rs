@@ -32,7 +32,7 @@ mod thing;
 mod timeline;
 
 pub use phrase::{Phrase, Wording};
-pub use questions::{NUMBERS, first_options, how_often, which_first};
+pub use questions::{NUMBERS, first_options, how_often, next_to, which_first};
 pub use sample::{Family, Sample, Split};
 pub use scene::{Scene, Script};
 pub use spec::{Length, Span, Spec};

@@ -41,6 +41,11 @@ pub fn how_often(kind: Kind) -> String {
     format!("how many separate times is the {kind} shown?")
 }
 
+/// The question of the neighbour family; `side` is `before` or `after`.
+pub fn next_to(kind: Kind, side: &str) -> String {
+    format!("what comes right {side} the {kind}?")
+}
+
 /// What questions are drawn from.
 pub(super) struct Source<'a> {
     pub spec: &'a Spec,
@@ -115,7 +120,7 @@ impl Source<'_> {
         }
         Some(Asked {
             family: Family::Neighbour,
-            text: format!("what comes right {word} the {kind}?"),
+            text: next_to(kind, word),
             options: options.iter().map(Kind::to_string).collect(),
             evidence: [self.ranges(role), self.ranges(Role::Named)].concat(),
             subjects: vec![with_article(kind)],
