@@ -37,16 +37,7 @@ pub(super) fn body(noun: Noun, p: P) -> f32 {
             let fore = polygon(p, &[[0.14, -0.7], [0.14, 0.2], [0.72, 0.2]]);
             hull.min(main).min(fore)
         }
-        Noun::Plane => {
-            let hull = segment(p, [0., -0.82], [0., 0.8], 0.15);
-            let wings =
-                polygon(p, &[[0., -0.32], [0.98, 0.3], [0.98, 0.48], [0., 0.2], [-0.98, 0.48], [-0.98, 0.3]]);
-            let tail = polygon(
-                p,
-                &[[0., 0.5], [0.42, 0.82], [0.42, 0.96], [0., 0.84], [-0.42, 0.96], [-0.42, 0.82]],
-            );
-            hull.min(wings).min(tail)
-        }
+        Noun::Plane => plane(p),
         Noun::Hammer => {
             let handle = segment(p, [0., -0.4], [0., 0.86], 0.13);
             let head =
@@ -69,6 +60,13 @@ pub(super) fn body(noun: Noun, p: P) -> f32 {
             upright.min(across)
         }
     }
+}
+
+fn plane(p: P) -> f32 {
+    let hull = segment(p, [0., -0.82], [0., 0.8], 0.15);
+    let wings = polygon(p, &[[0., -0.32], [0.98, 0.3], [0.98, 0.48], [0., 0.2], [-0.98, 0.48], [-0.98, 0.3]]);
+    let tail = polygon(p, &[[0., 0.5], [0.42, 0.82], [0.42, 0.96], [0., 0.84], [-0.42, 0.96], [-0.42, 0.82]]);
+    hull.min(wings).min(tail)
 }
 
 /// Distance to the dark details drawn over the body.
