@@ -6,7 +6,7 @@
 //! `evolved`, the adapter and the sampler of both stages (the settings of `toy_lora.toml`). Interrupted, it goes on where it
 //! last saved (`--work`, default `runs/train_toy`). Prints one line per measurement:
 //!
-//!     mllm follow 805/805: loss 0.053; captions of one thing 0.50; ...; evidence 0.904 (category 0.97, ...); uniform 0.442 ...
+//!     mllm sift 4500/4500: loss 0.085; captions of one thing 0.49; ...; evidence 0.938 (category 1.00, ...); uniform 0.433 ...
 
 mod clip;
 mod evolve;
