@@ -119,7 +119,7 @@ fn every_kind_of_page_renders_in_silence() {
     let [asked, trained, graded] = hostile();
     let [answer, evolution, methods] = shown_pages().map(|path| std::fs::read_to_string(path).unwrap());
     let pages = [
-        ("the README's answer", answer, vec!["Key frames", "green star"]),
+        ("the README's answer", answer, vec!["Key frames", "what colour is the fruit?"]),
         ("the README's run", evolution, vec!["Reward and its parts"]),
         ("the README's evaluation", methods, vec!["mdp3"]),
         (
