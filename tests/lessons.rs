@@ -271,9 +271,10 @@ fn neighbours_are_on_the_side_that_is_asked_for() {
             // Where one scene alone was seen, it is a guess.
             let Some((first, second)) = said.split_once(", ") else { continue };
             let (named, beside) = if after { (first, second) } else { (second, first) };
-            let (asked, _) = named.split_once([' ']).unwrap();
+            // `red car` of `red car on sand`.
+            let (asked, _) = named.match_indices(' ').nth(1).map(|(end, _)| named.split_at(end)).unwrap();
             assert!(
-                text.contains(asked) && beside.contains(answer) && text.contains(answer),
+                text.contains(&format!("the {asked}?")) && beside.contains(answer) && text.contains(answer),
                 "{text}: {reply}"
             );
             checked[usize::from(after)] += 1;

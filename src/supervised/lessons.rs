@@ -158,7 +158,8 @@ fn dense(script: &Script) -> usize {
     (least..script.seconds).find(|&count| seen(count)).unwrap_or(script.seconds)
 }
 
-/// What clips are cut together from, beside the scenes that answer a question.
+/// What clips are cut together from, beside the scenes that answer a question. A share of 0 draws no random number, so that
+/// lessons that have none of it stay as they are.
 struct Cut {
     /// Other scenes: one of these numbers.
     others: &'static [usize],
